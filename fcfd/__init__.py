@@ -1,0 +1,1 @@
+"""Distillation through the networks themselves: function-consistent feature distillation, functional."""
