@@ -1,6 +1,5 @@
 """Losses between features of any layout ``[batch, ...]``, compared element by element or map by map."""
 
-import torch
 from einops import reduce
 from torch import Tensor
 from torch.nn import functional as F

@@ -4,7 +4,6 @@ Every loss here that is defined per example returns ``[...]``, one value for eac
 caller reduces. Softmaxes stay in log space, and half-precision logits are read in float32.
 """
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
