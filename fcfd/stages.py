@@ -1,0 +1,114 @@
+"""Stages: where a module becomes a pure function of its parameters, its buffers and its input.
+
+A stage is a callable `stage(params, buffers, x) -> (y, new_buffers)`. `params` and `buffers` are flat dicts
+with the names of `named_parameters()` and `named_buffers()` of the whole network; a stage reads the entries
+that it needs and ignores the rest. A network is a column: the tuple of its stages. Any callable of this form
+is a stage, so a network may be written by hand.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from ._check import shape
+
+Params: TypeAlias = Mapping[str, Tensor]
+Buffers: TypeAlias = Mapping[str, Tensor]
+Stage: TypeAlias = Callable[[Params, Buffers, Any], tuple[Any, dict[str, Tensor]]]
+Column: TypeAlias = tuple[Stage | None, ...]
+
+
+def stage(module: nn.Module, prefix: str = "", *, protect: bool = True) -> Stage:
+    """Make a stage of a module, which is never changed by it.
+
+    The module's mode (train or eval) is read at each call; so is torch's global generator, by dropout.
+    BatchNorm in train mode writes its new statistics to a copy, which comes back as the second result.
+
+    Args:
+        module: Any module of one positional input.
+        prefix: What stands before the module's own names in the network's dicts: `"layer1."`.
+        protect: Run the module on a copy of its input. Turn off only where its first operation is known not
+            to be in place: another path may still need the input.
+
+    Returns:
+        A stage. It raises a `ValueError` that names what is missing where a dict lacks an entry.
+
+    Example:
+        >>> head = stage(torch.nn.Linear(3, 2), "fc.")
+        >>> params = {"fc.weight": torch.ones(2, 3), "fc.bias": torch.zeros(2)}
+        >>> head(params, {}, torch.ones(1, 3))
+        (tensor([[3., 3.]]), {})
+    """
+    param_names = tuple(name for name, _ in module.named_parameters(remove_duplicate=False))
+    buffer_names = tuple(name for name, _ in module.named_buffers(remove_duplicate=False))
+
+    def run(params: Params, buffers: Buffers, x: Any) -> tuple[Any, dict[str, Tensor]]:
+        own = select("params", params, prefix, param_names)
+        state = {
+            name: value.clone() for name, value in select("buffers", buffers, prefix, buffer_names).items()
+        }
+        y = functional_call(module, (own, state), (_copy(x) if protect else x,), strict=True)
+        return y, {prefix + name: value for name, value in state.items()}
+
+    return run
+
+
+def select(kind: str, tensors: Mapping[str, Tensor], prefix: str, names: Iterable[str]) -> dict[str, Tensor]:
+    """The entries that a stage reads, without their prefix; a missing one is an error."""
+    names = tuple(names)
+    missing = [prefix + name for name in names if prefix + name not in tensors]
+    if missing:
+        raise ValueError(
+            f"stage: {kind} lacks {missing[0]!r}"
+            + (f" and {len(missing) - 1} more" if missing[1:] else "")
+            + f". Pass the network's whole dict of {kind}; it has {len(tensors)} entries."
+        )
+    return {name: tensors[prefix + name] for name in names}
+
+
+def _copy(x: Any) -> Any:
+    return pytree.tree_map_only(Tensor, torch.clone, x)
+
+
+def frozen(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Detach every tensor of a dict: how a teacher is frozen, without touching `requires_grad`.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> frozen(dict(layer.named_parameters()))["bias"].requires_grad, layer.bias.requires_grad
+        (False, True)
+    """
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def write_buffers_(module: nn.Module, buffers: Buffers) -> None:
+    """Copy new buffers into a module, in place: the only function here that changes a module.
+
+    Args:
+        module: The network, or the bridges of one direction.
+        buffers: What a walk returned for it. Names are those of `named_buffers()`; a subset is enough.
+
+    Raises:
+        ValueError: A name or a shape is not the module's; then nothing was written.
+
+    Example:
+        >>> norm = torch.nn.BatchNorm1d(2)
+        >>> write_buffers_(norm, {"running_mean": torch.ones(2)})
+        >>> norm.running_mean
+        tensor([1., 1.])
+    """
+    own = dict(module.named_buffers(remove_duplicate=False))
+    for name, value in buffers.items():
+        if name not in own:
+            raise ValueError(f"write_buffers_: {type(module).__name__} has no buffer {name!r}.")
+        if own[name].shape != value.shape:
+            raise ValueError(
+                f"write_buffers_: buffer {name!r} is {shape(own[name])}, the new value {shape(value)}."
+            )
+    for name, value in buffers.items():
+        own[name].copy_(value)
