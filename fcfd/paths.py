@@ -25,11 +25,11 @@ _MARKS = (">", "&")
 
 
 class Step(NamedTuple):
-    """The last step of a path: run entry `index` of `column` on the values at `reads`."""
+    """The last step of a path: run entry `at` of `column` on the values at `reads`."""
 
     reads: tuple[str, ...]
     column: str
-    index: int
+    at: int
 
 
 def depth(path: str) -> int:
@@ -60,13 +60,13 @@ def step(path: str) -> Step:
 
     Example:
         >>> step("ss")
-        Step(reads=('s',), column='s', index=1)
+        Step(reads=('s',), column='s', at=1)
         >>> step("ss>t")
-        Step(reads=('ss',), column='s>t', index=1)
+        Step(reads=('ss',), column='s>t', at=1)
         >>> step("ss&t")
-        Step(reads=('ss', 'tt'), column='s&t', index=1)
+        Step(reads=('ss', 'tt'), column='s&t', at=1)
         >>> step("sst")
-        Step(reads=('ss>t',), column='t', index=2)
+        Step(reads=('ss>t',), column='t', at=2)
     """
     if path == "":
         raise ValueError("step: the empty path is the batch; no step computes it.")
@@ -156,9 +156,7 @@ def crossings(stages: int, directions: Sequence[str] = ("st", "ts"), *, first: i
         ('aabbb', 'aaabb')
     """
     return tuple(
-        direction[0] * at + direction[1] * (stages - at)
-        for direction in directions
-        for at in range(first, stages - 1)
+        pair[0] * at + pair[1] * (stages - at) for pair in directions for at in range(first, stages - 1)
     )
 
 
@@ -169,7 +167,7 @@ def bridged(stages: int, directions: Sequence[str] = ("st",), *, first: int = 1)
         >>> bridged(5, first=2)
         ('ss>t', 'sss>t', 'ssss>t')
     """
-    return tuple(f"{source * at}>{target}" for source, target in directions for at in range(first, stages))
+    return tuple(f"{pair[0] * at}>{pair[1]}" for pair in directions for at in range(first, stages))
 
 
 def draw(candidates: Sequence[str], count: int, *, seed: int, step: int) -> tuple[str, ...]:
