@@ -1,0 +1,1 @@
+"""Measurements, and the catalogue of losses that tests, docs and measurements share."""

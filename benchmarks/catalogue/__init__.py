@@ -1,0 +1,17 @@
+"""The catalogue: one row for every public function of the loss families.
+
+`tests/test_laws.py` holds every row to the laws, the docs print the rows as a table, and
+`python -m benchmarks.losses` measures them. Adding a loss is adding a row.
+"""
+
+from . import contrastive, detection, features, logits, relations
+from .row import Row as Row
+from .row import Size as Size
+
+ROWS: tuple[Row, ...] = (
+    *logits.ROWS,
+    *features.ROWS,
+    *relations.ROWS,
+    *contrastive.ROWS,
+    *detection.ROWS,
+)

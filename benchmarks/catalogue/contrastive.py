@@ -1,0 +1,5 @@
+"""Rows of `fcfd.contrastive`."""
+
+from .row import Row
+
+ROWS: tuple[Row, ...] = ()

@@ -1,0 +1,5 @@
+"""Rows of `fcfd.detection`."""
+
+from .row import Row
+
+ROWS: tuple[Row, ...] = ()

@@ -1,0 +1,5 @@
+"""Rows of `fcfd.relations`."""
+
+from .row import Row
+
+ROWS: tuple[Row, ...] = ()

@@ -1,0 +1,5 @@
+"""From the names and hyper-parameters of the published losses to calls of `fcfd.contrastive`."""
+
+from ._types import Adapters
+
+ADAPTERS: Adapters = {}
