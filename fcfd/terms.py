@@ -1,0 +1,49 @@
+"""A term: one value of a walk is pulled towards another."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple, TypeAlias
+
+from torch import Tensor
+
+
+class Term(NamedTuple):
+    """Pull the value at `prediction` towards the value at `target`, which gets no gradient.
+
+    Args:
+        loss: `loss(prediction, target) -> Tensor`; what it returns is averaged to a scalar. Bind
+            hyper-parameters with `functools.partial`.
+        prediction: A path, or a tuple of paths for a loss that reads several values.
+        target: The same; or `"Labels"`, or any other name that begins with a capital: data of the batch
+            that is given with it and computed by no stage. Several targets follow in order.
+        weight: The factor of this term in the total.
+    """
+
+    loss: Callable[..., Tensor]
+    prediction: str | tuple[str, ...]
+    target: str | tuple[str, ...]
+    weight: float | Tensor = 1.0
+
+
+Terms: TypeAlias = Mapping[str, Term]
+
+
+def names(paths: str | tuple[str, ...]) -> tuple[str, ...]:
+    """One name or several, as a tuple."""
+    return (paths,) if isinstance(paths, str) else paths
+
+
+def given(name: str) -> bool:
+    """Whether a name is data of the batch (it begins with a capital) rather than a path."""
+    return name[:1].isupper()
+
+
+def reads(terms: Iterable[Term]) -> tuple[str, ...]:
+    """Every path that some term reads, each once, in order: what a plan is made of.
+
+    Example:
+        >>> from fcfd.logits import cross_entropy, kl
+        >>> reads([Term(cross_entropy, "ss", "Labels"), Term(kl, "ss", "tt")])
+        ('ss', 'tt')
+    """
+    read = (name for term in terms for name in (*names(term.prediction), *names(term.target)))
+    return tuple(dict.fromkeys(name for name in read if not given(name)))
