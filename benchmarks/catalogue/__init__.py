@@ -8,6 +8,8 @@ from . import contrastive, detection, features, logits, relations
 from .row import Row as Row
 from .row import Size as Size
 
+FAMILIES = ("logits", "features", "relations", "contrastive", "detection")
+
 ROWS: tuple[Row, ...] = (
     *logits.ROWS,
     *features.ROWS,

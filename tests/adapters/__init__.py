@@ -1,12 +1,13 @@
-"""How the published losses are said in this library: one adapter a name, compositions by composing."""
+"""How the published losses are said in this library: one adapter a name, compositions by composing.
+
+`ADAPTERS` gives what the published code computes. `PAPER` gives what the paper's formula says, for the names
+where the code does something else.
+"""
 
 from . import contrastive, detection, features, logits, relations
-from ._types import Adapter as Adapter
+from ._types import Adapters as Adapters
 
-ADAPTERS: dict[str, Adapter] = {
-    **logits.ADAPTERS,
-    **features.ADAPTERS,
-    **relations.ADAPTERS,
-    **contrastive.ADAPTERS,
-    **detection.ADAPTERS,
-}
+_FAMILIES = (logits, features, relations, contrastive, detection)
+
+ADAPTERS: Adapters = {name: adapter for family in _FAMILIES for name, adapter in family.ADAPTERS.items()}
+PAPER: Adapters = {name: adapter for family in _FAMILIES for name, adapter in family.PAPER.items()}

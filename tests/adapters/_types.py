@@ -1,8 +1,7 @@
-"""What an adapter is: inputs and hyper-parameters of a published case in, the value out.
+"""What an adapter is: inputs and hyper-parameters of a published case in, the published value out.
 
-A value is the scalar that the published code returns, or for tensor-valued functions the tensor. A
-function that also returns tensors gives a dict: ``{"value": ..., "name of the output": ...}``.
-`paper` in the hyper-parameters asks for the paper's form where it differs from the published code.
+The value is the scalar that the published code returns, or the tensor of a tensor-valued function. A
+function that also hands back tensors gives a dict: ``{"value": ..., "name of the output": ...}``.
 """
 
 from collections.abc import Callable, Mapping

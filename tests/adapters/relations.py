@@ -3,3 +3,5 @@
 from ._types import Adapters
 
 ADAPTERS: Adapters = {}
+
+PAPER: Adapters = {}
