@@ -1,0 +1,53 @@
+# Every target sets up what it needs in a virtual environment of its own.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: demo test slow lint bench docs clean
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow
+
+demo: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.demo
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.losses
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) site
+
+$(VENV)/.env:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	touch $@
+
+# torchvision is installed without its dependencies: its own pin would bring a second build of torch.
+$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/.env
+	$(PIP) --editable '.[test,bench]'
+	$(PIP) --no-deps torchvision
+	touch $@
+
+$(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/.env
+	$(PIP) --editable '.[bench]'
+	touch $@
+
+$(VENV)/.lint: pyproject.toml constraints.txt | $(VENV)/.env
+	$(PIP) --editable '.[lint]'
+	touch $@
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/.env
+	$(PIP) --editable '.[docs]'
+	touch $@
