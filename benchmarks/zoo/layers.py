@@ -59,17 +59,16 @@ class Pool(nn.Module):
 
 
 def he_(model: nn.Sequential, *, linear: float | None = None) -> nn.Sequential:
-    """Give convolutions He's normal initialisation (fan-out), and linear layers a deviation; return the model.
+    """Give convolutions He's normal initialisation (fan-out), linear layers a deviation; return the model.
 
     Where `linear` is None, linear layers keep PyTorch's default.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear) and linear is not None:
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Linear) and linear is not None:
             nn.init.normal_(module.weight, std=linear)
-        else:
-            continue
-        if module.bias is not None and (linear is not None or isinstance(module, nn.Conv2d)):
             nn.init.zeros_(module.bias)
     return model

@@ -6,6 +6,8 @@ State dicts are those of the implementation that the FCFD authors use (`model.0`
 The paper publishes 70.6 % top-1 on ImageNet, not measured here.
 """
 
+from itertools import pairwise
+
 from torch import nn
 
 from .layers import Pool, conv, depthwise, network
@@ -30,5 +32,5 @@ def _separable(inputs: int, outputs: int) -> nn.Sequential:
 def MBIN(num_classes: int = 100) -> nn.Sequential:
     """A convolution and thirteen separable ones."""
     stem = nn.Sequential(conv(3, 32, 3, stride=2), nn.BatchNorm2d(32), nn.ReLU())
-    rest = (_separable(*pair) for pair in zip(CHANNELS[:-1], CHANNELS[1:], strict=True))
+    rest = (_separable(*pair) for pair in pairwise(CHANNELS))
     return network(model=nn.Sequential(stem, *rest), pool=Pool(), fc=nn.Linear(1024, num_classes))

@@ -1,11 +1,11 @@
 """CIFAR MobileNetV2: inverted residuals with linear bottlenecks.
 
 Sandler et al.: MobileNetV2, CVPR 2018, arXiv 1801.04381, for 32×32 images: expansion 6, width 0.5, ReLU in
-place of ReLU6, two strides less. Features are taken before the ReLU: the stem's ReLU belongs to the first
+place of ReLU6, one stride less. Features are taken before the ReLU: the stem's ReLU belongs to the first
 stage, that of the last convolution to the classifier.
 
-State dicts are those of the FCFD authors' `MobileNetV2`; RepDistiller's differ in one name, `classifier.0` for
-`classifier`. The figure is top-1 on CIFAR-100 as RepDistiller publishes it, not measured here.
+State dicts are those of the FCFD authors' `MobileNetV2`; RepDistiller's differ in one name, `classifier.0`
+instead of `classifier`. The figure is top-1 on CIFAR-100 as RepDistiller publishes it, not measured here.
 """
 
 from functools import partial
@@ -39,7 +39,8 @@ class InvertedResidual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x) if self.residual else self.conv(x)
+        y: Tensor = self.conv(x)
+        return x + y if self.residual else y
 
 
 def MobileNetV2(num_classes: int = 100) -> nn.Sequential:

@@ -1,7 +1,7 @@
 """CIFAR ShuffleNet: grouped 1×1 convolutions that shuffle their channels.
 
 Zhang, Zhou, Lin, Sun: ShuffleNet, CVPR 2018, arXiv 1707.01083, three groups, a 1×1 stem for 32×32 images.
-Features are taken before the ReLU, the stem's after it.
+Features are taken before the ReLU; every block begins with it.
 
 State dicts are those of RepDistiller's `ShuffleV1`. The figure is top-1 on CIFAR-100 as that repository
 publishes it, not measured here.
@@ -13,15 +13,15 @@ from torch.nn import functional as F
 
 from .layers import Pool, conv, depthwise, network, shuffled, stacks
 
-AT = ("relu", "layer1", "layer2", "layer3")
+AT = ("bn1", "layer1", "layer2", "layer3")
 STEM, GROUPS = 24, 3
 
 
 class ShuffleBlock(nn.Module):
     """ReLU, 1×1, shuffle, depthwise, 1×1; at stride 2 the pooled input keeps its own channels.
 
-    The ReLU comes first, not last as in the paper, so that a stage ends before it; after a ReLU it changes
-    nothing.
+    The ReLU comes first and not last, as in the paper, so that a stage ends before it; the network is the
+    same.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -49,7 +49,6 @@ def ShuffleV1(num_classes: int = 100) -> nn.Sequential:
     return network(
         conv1=conv(3, STEM, 1),
         bn1=nn.BatchNorm2d(STEM),
-        relu=nn.ReLU(),
         **stacks(ShuffleBlock, (STEM, 240, 480, 960), depths=(4, 8, 4), strides=(2, 2, 2)),
         pool=Pool(),
         linear=nn.Linear(960, num_classes),

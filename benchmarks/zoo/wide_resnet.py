@@ -31,7 +31,7 @@ class PreactivationBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         activated = F.relu(self.bn1(x))
-        y = self.conv2(F.relu(self.bn2(self.conv1(activated))))
+        y: Tensor = self.conv2(F.relu(self.bn2(self.conv1(activated))))
         return y + (x if self.convShortcut is None else self.convShortcut(activated))
 
 
