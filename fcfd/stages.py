@@ -43,31 +43,39 @@ def stage(module: nn.Module, prefix: str = "", *, protect: bool = True) -> Stage
         >>> head(params, {}, torch.ones(1, 3))
         (tensor([[3., 3.]]), {})
     """
-    param_names = tuple(name for name, _ in module.named_parameters(remove_duplicate=False))
-    buffer_names = tuple(name for name, _ in module.named_buffers(remove_duplicate=False))
+    params_of = _aliases(module.named_parameters(remove_duplicate=False), prefix)
+    buffers_of = _aliases(module.named_buffers(remove_duplicate=False), prefix)
 
     def run(params: Params, buffers: Buffers, x: Any) -> tuple[Any, dict[str, Tensor]]:
-        own = select("params", params, prefix, param_names)
+        own = select("params", params, params_of.values())
         state = {
-            name: value.clone() for name, value in select("buffers", buffers, prefix, buffer_names).items()
+            name: tensor.clone() for name, tensor in select("buffers", buffers, buffers_of.values()).items()
         }
-        y = functional_call(module, (own, state), (_copy(x) if protect else x,), strict=True)
-        return y, {prefix + name: value for name, value in state.items()}
+        tensors = {own_name: own[name] for own_name, name in params_of.items()}
+        tensors |= {own_name: state[name] for own_name, name in buffers_of.items()}
+        args = (_copy(x) if protect else x,)
+        return functional_call(module, tensors, args, tie_weights=False, strict=True), state
 
     return run
 
 
-def select(kind: str, tensors: Mapping[str, Tensor], prefix: str, names: Iterable[str]) -> dict[str, Tensor]:
-    """The entries that a stage reads, without their prefix; a missing one is an error."""
+def _aliases(named: Iterable[tuple[str, Tensor]], prefix: str) -> dict[str, str]:
+    """Every name of a tensor, with the first: the one under which a network's dict holds it."""
+    first: dict[Tensor, str] = {}
+    return {name: first.setdefault(tensor, prefix + name) for name, tensor in named}
+
+
+def select(kind: str, tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """The entries that a stage reads; a missing one is an error that names it."""
     names = tuple(names)
-    missing = [prefix + name for name in names if prefix + name not in tensors]
+    missing = [name for name in names if name not in tensors]
     if missing:
         raise ValueError(
             f"stage: {kind} lacks {missing[0]!r}"
             + (f" and {len(missing) - 1} more" if missing[1:] else "")
             + f". Pass the network's whole dict of {kind}; it has {len(tensors)} entries."
         )
-    return {name: tensors[prefix + name] for name in names}
+    return {name: tensors[name] for name in names}
 
 
 def _copy(x: Any) -> Any:

@@ -1,0 +1,221 @@
+"""Walks: every value by its name, computed once, with what it wrote; and the sums on top."""
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import fcfd
+from fcfd.losses import cross_entropy, kl, squared_error
+
+from .nets import batch, pair
+from .purity import assert_unchanged, snapshot
+
+
+def _letters(counts: Counter):
+    """Three networks of five stages and all bridges, whose values are their own paths spelled out."""
+
+    def stage(column):
+        def run(params, buffers, x):
+            counts[column] += 1
+            return (" + ".join(x) if isinstance(x, tuple) else x) + f" {column}", {}
+
+        return run
+
+    columns = [*"abc", *(f"{a}{mark}{b}" for a in "abc" for b in "abc" for mark in ">&" if a != b)]
+    stages = {column: tuple(stage(f"{column}{at}") for at in range(5)) for column in columns}
+    empty = dict.fromkeys(columns, {})
+    return stages, empty
+
+
+def test_a_path_spells_its_computation():
+    stages, empty = _letters(Counter())
+    wanted = ["aab", "aa&bb", "abbcc"]
+    values, written = fcfd.walk(fcfd.plan(wanted), stages, empty, empty, {"": "x"})
+    assert values["aab"] == "x a0 a1 a>b1 b2"
+    assert values["aa&bb"] == "x a0 a1 + x b0 b1 a&b1 b2"
+    assert values["abbcc"] == "x a0 a>b0 b1 b2 b>c2 c3 c4"
+    assert written.keys() == values.keys() - {""}
+
+
+@given(st.lists(st.sampled_from(fcfd.crossings(5, ("ab", "ba", "ac"))), max_size=6))
+def test_nothing_is_computed_twice(paths):
+    counts: Counter = Counter()
+    stages, empty = _letters(counts)
+    planned = fcfd.plan(paths)
+    fcfd.walk(planned, stages, empty, empty, {"": "x"})
+    assert counts.total() == len(planned)
+
+
+def test_known_values_are_not_run_again():
+    counts: Counter = Counter()
+    stages, empty = _letters(counts)
+    known, _ = fcfd.walk(("a", "aa"), stages, empty, empty, {"": "x"})
+    values, written = fcfd.walk(fcfd.plan(["aab"]), stages, empty, empty, known)
+    assert counts == {"a0": 1, "a1": 1, "a>b1": 1, "b2": 1}
+    assert values.keys() - known.keys() == written.keys() == {"aa>b", "aab"}
+    assert known.keys() == {"", "a", "aa"}
+
+
+def test_named_inputs_reach_every_later_stage_among_its_buffers():
+    def first(params, buffers, x):
+        return x["ids"] * 1.0, {}
+
+    def later(params, buffers, x):
+        return x * buffers["mask"], {}
+
+    ids, mask = torch.tensor([1, 2]), torch.tensor([1.0, 0.0])
+    columns = [{"s": (first, later)}, {"s": {}}, {"s": {}}]
+    values, _ = fcfd.walk(("s", "ss"), *columns, {"": {"ids": ids, "mask": mask}})
+    assert values["ss"].tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("plan", "text"),
+    [
+        (("x",), "path 'x' needs network 'x'; there are 't', 's', 's>t', 't>s'"),
+        (("s", "s>x"), "path 's>x' needs bridges 's>x'; there are"),
+        (("s", "s&t"), "path 's&t' needs bridges 's&t'; there are"),
+        (
+            ("s", "ss", "sss", "ssss", "sssss"),
+            "path 'sssss' needs entry 4 of column 's', which ends at entry 3",
+        ),
+        (("t", "tt", "ttt", "ttt>s"), "path 'ttt>s' needs a bridge 't>s' after stage 2, which was not built"),
+    ],
+)
+def test_what_is_missing_is_named(plan, text):
+    *_, nets = pair()
+    with pytest.raises(ValueError, match="^walk: ") as error:
+        fcfd.walk(plan, nets.stages, nets.params, nets.buffers, {"": batch()[0]})
+    assert text in str(error.value)
+
+
+def test_a_missing_dict_or_entry_is_named():
+    *_, nets = pair()
+    values = {"": batch()[0]}
+    params = {letter: own for letter, own in nets.params.items() if letter != "s"}
+    with pytest.raises(ValueError, match=r"walk: path 's' needs params\['s'\], which is missing"):
+        fcfd.walk(("s",), nets.stages, params, nets.buffers, values)
+    params["s"] = {name: tensor for name, tensor in nets.params["s"].items() if name != "0.0.weight"}
+    with pytest.raises(
+        ValueError, match=r"walk: path 's': entry 0 of column 's' .* params lacks '0\.0\.weight'"
+    ):
+        fcfd.walk(("s",), nets.stages, params, nets.buffers, values)
+
+
+def test_a_stage_that_cannot_read_its_input_is_named_with_the_shapes():
+    *_, nets = pair()
+    stages = nets.stages | {"s>t": (lambda params, buffers, x: (x, {}),) * 3}
+    with pytest.raises(
+        ValueError, match=r"walk: path 'st': entry 1 of column 't' cannot run on \[4, 3, 8, 8\]"
+    ):
+        fcfd.walk(("s", "s>t", "st"), stages, nets.params, nets.buffers, {"": batch()[0]})
+
+
+def test_other_errors_pass_as_they_are():
+    def broken(params, buffers, x):
+        raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(torch.OutOfMemoryError, match="^no memory$"):
+        fcfd.walk(("s",), {"s": (broken,)}, {"s": {}}, {"s": {}}, {"": torch.ones(1)})
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_statistics_belong_to_the_pure_path(mode):
+    teacher, student, nets = pair(teacher_mode=mode)
+    images, _ = batch()
+    plan = fcfd.plan([*nets.crossings, "tttt", "ssss", "sss>t"])
+    values, written = fcfd.walk(plan, nets.stages, nets.params, nets.buffers, {"": images})
+    settled = fcfd.settle(nets.buffers, written)
+    with torch.no_grad():
+        for letter, network in (("t", teacher), ("s", student)):
+            x = images
+            for block in network:
+                x = block(x)
+            for name, tensor in network.named_buffers():
+                torch.testing.assert_close(settled[letter][name], tensor, msg=f"{letter} {name}")
+    for column, bridges in nets.bridges.items():
+        for at, bridge in bridges.items():
+            bridge(values[column[0] * (int(at) + 1)].detach())
+        for name, tensor in bridges.named_buffers():
+            torch.testing.assert_close(settled[column][name], tensor, msg=f"{column} {name}")
+    crossed = written["stt"]["2.1.running_mean"]
+    assert torch.equal(crossed, nets.buffers["t"]["2.1.running_mean"]) == (mode == "eval")
+
+
+def test_settle_keeps_what_was_not_written_and_shares_no_dict():
+    before = {"s": {"a": torch.tensor(0), "b": torch.tensor(1)}}
+    settled = fcfd.settle(before, {"s": {"a": torch.tensor(2)}, "ts": {"b": torch.tensor(3)}})
+    assert settled == {"s": {"a": torch.tensor(2), "b": torch.tensor(1)}}
+    assert before["s"]["a"] == 0
+    assert settled["s"] is not before["s"]
+
+
+def test_a_term_gives_its_target_no_gradient_and_its_prediction_one():
+    values = {"s": torch.randn(3, 4, requires_grad=True), "t": torch.randn(3, 4, requires_grad=True)}
+    parts = fcfd.measure({"hint": fcfd.Term(squared_error, "s", "t")}, values)
+    parts["hint"].backward()
+    assert values["t"].grad is None
+    torch.testing.assert_close(values["s"].grad, (values["s"] - values["t"]).detach() / 6)
+
+
+def test_a_term_may_read_several_values_and_data_of_the_batch():
+    def loss(one, two, target, labels):
+        return (one + two - target) * labels
+
+    values = {"s": torch.ones(2), "ss": torch.ones(2) * 2, "t": torch.ones(2), "Labels": torch.tensor([1, 3])}
+    term = fcfd.Term(loss, ("s", "ss"), ("t", "Labels"))
+    assert fcfd.reads([term]) == ("s", "ss", "t")
+    assert fcfd.measure({"both": term}, values)["both"] == 4.0
+
+
+def test_measure_names_the_term():
+    values = {"ss": torch.zeros(4, 10), "tt": torch.zeros(4, 100)}
+    with pytest.raises(
+        ValueError, match=r"measure: term 'kl/student', 'ss' towards 'tt': kl: .*\[4, 10\].*\[4, 100\]"
+    ):
+        fcfd.measure({"kl/student": fcfd.Term(kl, "ss", "tt")}, values)
+    with pytest.raises(ValueError, match="term 'a' reads 'sst', which is missing; add the path to the plan"):
+        fcfd.measure({"a": fcfd.Term(kl, "sst", "tt")}, values)
+    with pytest.raises(
+        ValueError, match="term 'label' reads 'Labels', which is missing; give it with the batch"
+    ):
+        fcfd.measure({"label": fcfd.Term(cross_entropy, "ss", "Labels")}, values)
+
+
+def test_total_is_the_weighted_sum():
+    terms = {name: fcfd.Term(kl, "s", "t", weight) for name, weight in (("a", 2.0), ("b", 0.5))}
+    assert fcfd.total(terms, {"a": torch.tensor(3.0), "b": torch.tensor(4.0)}) == 8.0
+    with pytest.raises(ValueError, match="total: there is no term"):
+        fcfd.total({}, {})
+
+
+def test_objective_is_pure():
+    teacher, student, nets = pair(teacher_mode="train")
+    images, labels = batch()
+    terms = fcfd.recipes.fcfd(4, nets.crossings, fcfd.bridged(4))
+    values = {"": images, "Labels": labels}
+    things = teacher, student, nets.bridges, nets.params, nets.buffers, values
+    before = snapshot(*things)
+    loss, aux = fcfd.objective(terms, nets.stages, nets.params, nets.buffers, values)
+    assert_unchanged(before, *things)
+    torch.testing.assert_close(loss, sum(term.weight * aux.parts[name] for name, term in terms.items()))
+
+
+def test_a_hand_written_network_walks_beside_a_module():
+    def double(params, buffers, x):
+        return x * params["scale"], {}
+
+    def head(params, buffers, x):
+        return x.sum((2, 3)), {}
+
+    network = fcfd.split([nn.Conv2d(3, 3, 1).double(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())])
+    stages = {"t": network.stages, "h": (double, head), "t>h": (lambda p, b, x: (x, {}),)}
+    params = {"t": network.params, "h": {"scale": torch.tensor(2.0)}, "t>h": {}}
+    buffers = {"t": network.buffers, "h": {}, "t>h": {}}
+    values, _ = fcfd.walk(fcfd.plan(["hh", "th"]), stages, params, buffers, {"": batch()[0]})
+    torch.testing.assert_close(values["hh"], 2 * batch()[0].sum((2, 3)))
+    torch.testing.assert_close(values["th"], values["t"].sum((2, 3)))
