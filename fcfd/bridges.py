@@ -95,12 +95,8 @@ def _token_parts(source: tuple[int, ...], target: tuple[int, ...]) -> dict[str, 
 
 
 def _conv_parts(source: tuple[int, ...], target: tuple[int, ...]) -> dict[str, nn.Module]:
-    parts: dict[str, nn.Module] = {}
-    channels, here = source[1], Grid(*source[2:4])
-    if len(source) == 3:
-        channels, here = source[2], _square(source[1])
-        parts["map"] = TokensToMap(here)
-    goal, there = (target[2], _square(target[1])) if len(target) == 3 else (target[1], Grid(*target[2:4]))
+    (channels, here), (goal, there) = _laid_out(source), _laid_out(target)
+    parts: dict[str, nn.Module] = {"map": TokensToMap(here)} if len(source) == 3 else {}
     conv: nn.Module
     if here[:2] == (2 * there.height, 2 * there.width):
         conv = nn.Conv2d(channels, goal, 3, stride=2, padding=1)
@@ -113,6 +109,11 @@ def _conv_parts(source: tuple[int, ...], target: tuple[int, ...]) -> dict[str, n
     if isinstance(conv, nn.Conv2d):
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return parts | {"conv": conv, "bn": nn.BatchNorm2d(goal)}
+
+
+def _laid_out(shape: tuple[int, ...]) -> tuple[int, Grid]:
+    """Channels and grid of a map, or of the tokens that are laid out as one."""
+    return (shape[2], _square(shape[1])) if len(shape) == 3 else (shape[1], Grid(shape[2], shape[3]))
 
 
 def _square(tokens: int) -> Grid:

@@ -10,7 +10,7 @@ from ._check import shape
 from .bridges import bridge
 from .paths import bridged, crossings, depth, plan, step
 from .split import Network
-from .stages import Column, frozen, stage
+from .stages import Column, Stage, frozen, stage
 from .walk import walk
 
 
@@ -85,6 +85,7 @@ def link(
         between = (student + teacher, teacher + student)
         paths = crossings(count, between, first=first) + bridged(count, between[:1], first=first)
     paths = tuple(paths)
+    _check_paths(paths, networks, count)
     columns = {letter: network.stages for letter, network in networks.items()}
     params = {letter: frozen(network.params) for letter, network in networks.items()}
     buffers = {letter: dict(network.buffers) for letter, network in networks.items()}
@@ -92,15 +93,11 @@ def link(
     with torch.no_grad(), torch.random.fork_rng():
         values, _ = walk(pure, columns, params, buffers, {"": example})
     own = dict(bridges or {})
+    own = dict(bridges or {})
     modules = _build(plan(paths), values, own)
     params[student] = dict(networks[student].params)
     for column, built in modules.items():
-        columns[column] = tuple(
-            stage(built[str(at)], f"{at}.", protect=built[str(at)] in own.values())
-            if str(at) in built
-            else None
-            for at in range(count - 1)
-        )
+        columns[column] = tuple(_entry(built, at, own) for at in range(count - 1))
         params[column] = dict(built.named_parameters())
         buffers[column] = dict(built.named_buffers())
     whole = tuple(path for path in paths if depth(path) == count and len(set(path)) > 1)
@@ -120,33 +117,52 @@ def _stage_count(networks: Mapping[str, Network], student: str, teacher: str) ->
     return counts[student]
 
 
+def _check_paths(paths: Iterable[str], networks: Mapping[str, Network], count: int) -> None:
+    for path in plan(paths):
+        bridges = path[-2:-1] in (">", "&")
+        if path[-1] not in networks:
+            raise ValueError(f"link: path {path!r} needs network {path[-1]!r}, which is not given.")
+        if depth(path) > count - bridges:
+            raise ValueError(
+                f"link: path {path!r} is too long: networks of {count} stages have features to bridge at "
+                f"depths 1 to {count - 1}, and logits at {count}."
+            )
+
+
 def _build(
     planned: Iterable[str], values: Mapping[str, Any], own: Mapping[str, nn.Module]
 ) -> dict[str, nn.ModuleDict]:
     """The bridges that a plan runs, by column and by the stage that they follow."""
-    modules: dict[str, dict[str, nn.Module]] = {}
-    for path in planned:
-        if path[-2:-1] not in (">", "&"):
-            continue
-        _, column, at = step(path)
+    steps = dict.fromkeys(step(path)[1:] for path in planned if path[-2:-1] in (">", "&"))
+    needed = {f"{column[0] * (at + 1)}{column[1:]}": (column, at) for column, at in steps}
+    for name in own:
+        if name not in needed:
+            raise ValueError(
+                f"link: no path needs your bridge {name!r}, only {', '.join(map(repr, needed))}."
+            )
+    modules: dict[str, nn.ModuleDict] = {}
+    for name, (column, at) in needed.items():
         source, target = (values[letter * (at + 1)] for letter in (column[0], column[-1]))
-        name = f"{column[0] * (at + 1)}{column[1:]}"
-        built = modules.setdefault(column, {})
-        if str(at) in built:
-            continue
         if name in own:
-            built[str(at)] = own.pop(name)
-            _check_own(name, built[str(at)], (source, target) if column[1] == "&" else source, target)
+            made = own[name]
+            _check_own(name, made, (source, target) if column[1] == "&" else source, target)
         elif column[1] == "&":
             raise ValueError(
-                f"link: path {path!r} needs a bridge that sees its target; pass bridges={{{name!r}: ...}}."
+                f"link: {name!r} needs a bridge that sees its target: pass bridges={{{name!r}: ...}}."
             )
         else:
             made = bridge(tuple(source.shape), tuple(target.shape), rectified=bool(target.min() >= 0))
-            built[str(at)] = made.to(source.device, source.dtype)
-    if own:
-        raise ValueError(f"link: no path needs the bridge {next(iter(own))!r} that you passed.")
-    return {column: nn.ModuleDict(built) for column, built in modules.items()}
+            made.to(source.device, source.dtype)
+        modules.setdefault(column, nn.ModuleDict())[str(at)] = made
+    return modules
+
+
+def _entry(built: nn.ModuleDict, at: int, own: Mapping[str, nn.Module]) -> Stage | None:
+    """One entry of a column of bridges. Those built here begin with no in-place operation."""
+    if str(at) not in built:
+        return None
+    module = built[str(at)]
+    return stage(module, f"{at}.", protect=any(module is other for other in own.values()))
 
 
 def _check_own(name: str, module: nn.Module, x: Any, target: Tensor) -> None:

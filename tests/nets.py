@@ -1,4 +1,4 @@
-"""A small teacher and student of four stages that hold what goes wrong in practice: BatchNorm, in-place ReLU."""
+"""A small teacher and student of four stages, with what goes wrong in practice: BatchNorm, in-place ReLU."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""What a pure function must leave alone: a snapshot of modules, tensors and random state, and the comparison."""
+"""What a pure function leaves alone: a snapshot of modules, tensors and random state, and its comparison."""
 
 import random
 from typing import Any

@@ -1,0 +1,176 @@
+"""Link: which bridges are built, of which form, and that probing shapes changes nothing."""
+
+import pytest
+import torch
+from torch import nn
+
+import fcfd
+from fcfd import losses
+
+from .nets import batch, pair, stages
+from .purity import assert_unchanged, snapshot
+
+
+def _networks():
+    torch.manual_seed(0)
+    teacher, student = nn.ModuleList(stages(4)).double(), nn.ModuleList(stages(3)).double()
+    return teacher, student, {"t": fcfd.split(list(teacher)), "s": fcfd.split(list(student))}
+
+
+def _built(nets) -> dict[str, list[str]]:
+    return {column: list(bridges) for column, bridges in nets.bridges.items()}
+
+
+def test_by_default_the_bridges_that_fcfd_uses_are_built():
+    *_, nets = pair()
+    assert nets.crossings == ("sttt", "sstt", "tsss", "ttss")
+    assert _built(nets) == {"s>t": ["0", "1", "2"], "t>s": ["0", "1"]}
+
+
+def test_a_stem_is_left_alone():
+    *_, networks = _networks()
+    nets = fcfd.link(networks, example=batch()[0], first=2)
+    assert nets.crossings == ("sstt", "ttss")
+    assert _built(nets) == {"s>t": ["1", "2"], "t>s": ["1"]}
+
+
+def test_only_the_bridges_of_the_given_paths_are_built():
+    *_, networks = _networks()
+    nets = fcfd.link(networks, example=batch()[0], paths=("ttss", "sss>t", "sstt"))
+    assert _built(nets) == {"t>s": ["1"], "s>t": ["2", "1"]}
+    assert nets.crossings == ("ttss", "sstt")
+
+
+def test_a_path_that_crosses_twice_has_both_bridges():
+    *_, networks = _networks()
+    nets = fcfd.link(networks, example=batch()[0], paths=("stss",))
+    assert _built(nets) == {"s>t": ["0"], "t>s": ["1"]}
+    values, written = fcfd.walk(
+        fcfd.plan(nets.crossings), nets.stages, nets.params, nets.buffers, {"": batch()[0]}
+    )
+    assert values["stss"].shape == (4, 10)
+    settled = fcfd.settle(nets.buffers, written)
+    assert not torch.equal(settled["s>t"]["0.bn.running_mean"], nets.buffers["s>t"]["0.bn.running_mean"])
+    assert torch.equal(settled["t>s"]["1.bn.running_mean"], nets.buffers["t>s"]["1.bn.running_mean"])
+
+
+def test_probing_shapes_changes_nothing():
+    teacher, student, networks = _networks()
+    dropout = nn.Dropout(0.5)
+    networks["s"] = fcfd.split([*student[:-1], nn.Sequential(dropout, student[-1])])
+    images, _ = batch()
+    before = snapshot(teacher, student, dropout, networks["s"].buffers, networks["t"].buffers, images)
+    torch.manual_seed(7)
+    first = torch.rand(1)
+    torch.manual_seed(7)
+    fcfd.link(networks, example=images, bridges={"s>t": nn.Conv2d(3, 4, 1).double()})
+    before[0] = torch.get_rng_state()
+    assert_unchanged(before, teacher, student, dropout, networks["s"].buffers, networks["t"].buffers, images)
+    torch.manual_seed(7)
+    assert torch.equal(torch.rand(1), first)
+
+
+def test_rectified_targets_give_a_bridge_with_an_activation():
+    def network(*, rectified):
+        tail = nn.ReLU() if rectified else nn.Identity()
+        return fcfd.split(
+            [nn.Sequential(nn.Conv2d(3, 4, 3), tail), nn.Sequential(nn.Flatten(), nn.Linear(144, 2))]
+        )
+
+    images = batch(dtype=torch.float32)[0]
+    nets = fcfd.link(
+        {"s": network(rectified=False), "t": network(rectified=True)},
+        example=images,
+        paths=("s>t", "t>s"),
+    )
+    assert hasattr(nets.bridges["s>t"]["0"], "act")
+    assert not hasattr(nets.bridges["t>s"]["0"], "act")
+
+
+def test_the_student_trains_and_every_other_network_is_frozen():
+    _, student, networks = _networks()
+    nets = fcfd.link(networks | {"b": networks["t"]}, example=batch()[0])
+    assert all(nets.params["s"][name] is tensor for name, tensor in student.named_parameters())
+    assert not any(tensor.requires_grad for letter in "tb" for tensor in nets.params[letter].values())
+    assert all(tensor.requires_grad for column in ("s>t", "t>s") for tensor in nets.params[column].values())
+
+
+def test_bridges_are_an_ordinary_module():
+    *_, nets = pair()
+    other = pair()[-1]
+    other.bridges.load_state_dict(nets.bridges.state_dict())
+    for name, tensor in nets.bridges.named_parameters():
+        assert tensor is nets.params[name[:3]][name[4:]]
+        assert tensor.dtype == torch.float64
+    optimizer = torch.optim.SGD(nets.bridges.parameters(), lr=0.1)
+    images, labels = batch()
+    loss, _ = losses.fcfd(nets.stages, nets.params, nets.buffers, images, labels, paths=nets.crossings)
+    loss.backward()
+    optimizer.step()
+    moved, _ = losses.fcfd(nets.stages, nets.params, nets.buffers, images, labels, paths=nets.crossings)
+    assert moved.item() != loss.item()
+
+
+class Blend(nn.Module):
+    """Half of the bridged feature, half of what the target network has there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Conv2d(6, 8, 1)
+
+    def forward(self, pair):
+        feature, seen = pair
+        return (self.map(feature) + seen) / 2
+
+
+def test_a_bridge_may_see_the_target_s_feature():
+    *_, networks = _networks()
+    blend = Blend().double()
+    images, _ = batch()
+    nets = fcfd.link(networks, example=images, paths=("ss&ttt",), bridges={"ss&t": blend})
+    values, _ = fcfd.walk(fcfd.plan(["ss&ttt"]), nets.stages, nets.params, nets.buffers, {"": images})
+    torch.testing.assert_close(values["ss&t"], (blend.map(values["ss"]) + values["tt"]) / 2)
+    assert nets.crossings == ("ss&ttt",)
+
+
+def test_a_module_of_one_s_own_may_stand_anywhere():
+    *_, networks = _networks()
+    own = nn.Sequential(nn.Conv2d(6, 8, 1), nn.ReLU(inplace=True)).double()
+    nets = fcfd.link(networks, example=batch()[0], bridges={"ss>t": own})
+    assert nets.bridges["s>t"]["1"] is own
+    assert _built(nets) == {"s>t": ["0", "1", "2"], "t>s": ["0", "1"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"teacher": "q"}, "link: there is no network 'q', only 't', 's'"),
+        (
+            {"bridges": {"ss>t": nn.Conv2d(6, 7, 1).double()}},
+            "your bridge 'ss>t' returns [4, 7, 4, 4]; the feature",
+        ),
+        ({"bridges": {"ss>t": nn.Conv2d(5, 8, 1).double()}}, "your bridge 'ss>t' cannot read the feature"),
+        ({"bridges": {"tt>q": nn.Identity()}}, "no path needs your bridge 'tt>q', only 's>t', 'ss>t'"),
+        ({"paths": ("ss&tt",)}, "'ss&t' needs a bridge that sees its target: pass bridges={'ss&t': ...}"),
+        ({"paths": ("sq",)}, "link: path 's>q' needs network 'q', which is not given"),
+        (
+            {"paths": ("ssss>t",)},
+            "link: path 'ssss>t' is too long: networks of 4 stages have features to bridge",
+        ),
+        ({"paths": ("sssst",)}, "link: path 'ssss>t' is too long"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options, text):
+    *_, networks = _networks()
+    with pytest.raises(ValueError, match="^link: ") as error:
+        fcfd.link(networks, example=batch()[0], **options)
+    assert text in str(error.value)
+
+
+def test_other_counts_of_stages_are_refused():
+    *_, networks = _networks()
+    short = fcfd.split([nn.Flatten(), nn.Linear(192, 10).double()])
+    with pytest.raises(
+        ValueError, match=r"link: the networks have \{'t': 4, 's': 2\} stages; cut them alike"
+    ):
+        fcfd.link({"t": networks["t"], "s": short}, example=batch()[0])
