@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +24,8 @@ def ops():
 
 def test_a_fresh_process_imports_torchvision_after_prepare():
     program = "from benchmarks.torchvision_cpu import prepare; prepare(); prepare(); import torchvision"
-    subprocess.run([sys.executable, "-c", program], check=True)
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, cwd=root)
 
 
 def test_resnet18_runs_forward_and_backward(ops):
@@ -39,15 +41,13 @@ def test_resnet18_runs_forward_and_backward(ops):
 def test_nms_on_boxes_by_hand(ops):
     boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 8], [20, 20, 30, 30], [0, 0, 10, 4.0]])
     scores = torch.tensor([0.5, 0.9, 0.1, 0.8])
-    # The second box overlaps the first by 0.8 and the fourth by 0.5: equal to a threshold is not more than it.
+    # The second box overlaps the first by 0.8 and the fourth by 0.5; only more than the threshold drops a box.
     assert ops.nms(boxes, scores, 0.5).tolist() == [1, 3, 2]
     assert ops.nms(boxes, scores, 0.49).tolist() == [1, 2]
     assert ops.nms(boxes, scores, 0.8).tolist() == [1, 3, 0, 2]
     assert ops.nms(boxes[:0], scores[:0], 0.5).shape == (0,)
-    assert ops.nms(torch.zeros(2, 4), scores[:2], 0.5).tolist() == [
-        1,
-        0,
-    ]  # boxes without area overlap nothing
+    no_area = torch.zeros(2, 4)
+    assert ops.nms(no_area, scores[:2], 0.5).tolist() == [1, 0]
 
 
 def _naive_roi_align(maps, roi, scale, height, width, ratio, aligned):
@@ -64,13 +64,10 @@ def _naive_roi_align(maps, roi, scale, height, width, ratio, aligned):
         y, x = min(max(y, 0.0), rows - 1.0), min(max(x, 0.0), columns - 1.0)
         top, left = int(y), int(x)
         bottom, right = min(top + 1, rows - 1), min(left + 1, columns - 1)
-        upper = maps[int(roi[0]), :, top, left] * (1 - (x - left)) + maps[int(roi[0]), :, top, right] * (
-            x - left
-        )
-        lower = maps[int(roi[0]), :, bottom, left] * (1 - (x - left)) + maps[
-            int(roi[0]), :, bottom, right
-        ] * (x - left)
-        return upper * (1 - (y - top)) + lower * (y - top)
+        image, right_share = maps[int(roi[0])], x - left
+        upper = torch.lerp(image[:, top, left], image[:, top, right], right_share)
+        lower = torch.lerp(image[:, bottom, left], image[:, bottom, right], right_share)
+        return torch.lerp(upper, lower, y - top)
 
     for i in range(height):
         for j in range(width):
@@ -106,6 +103,5 @@ def test_roi_align_without_regions_and_in_half_precision(ops, ratio):
     assert ops.roi_align(maps, roi[:0], 4, sampling_ratio=ratio).shape == (0, 3, 4, 4)
     half = ops.roi_align(maps.bfloat16(), roi.bfloat16(), 4, sampling_ratio=ratio)
     assert half.dtype == torch.bfloat16
-    torch.testing.assert_close(
-        half.float(), ops.roi_align(maps, roi, 4, sampling_ratio=ratio), rtol=0, atol=2e-2
-    )
+    full = ops.roi_align(maps, roi, 4, sampling_ratio=ratio)
+    torch.testing.assert_close(half.float(), full, rtol=0, atol=2e-2)

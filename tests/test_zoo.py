@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from benchmarks import torchvision_cpu
 from benchmarks.zoo import NETWORKS
-from tests.parity import DATA, NO_PARITY, assert_fingerprint, fill, parity_folder, t
+
+from .parity import DATA, NO_PARITY, assert_fingerprint, fill, parity_folder, t
 
 
 def _entries():
