@@ -41,7 +41,7 @@ def test_resnet18_runs_forward_and_backward(ops):
 def test_nms_on_boxes_by_hand(ops):
     boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 8], [20, 20, 30, 30], [0, 0, 10, 4.0]])
     scores = torch.tensor([0.5, 0.9, 0.1, 0.8])
-    # The second box overlaps the first by 0.8 and the fourth by 0.5; only more than the threshold drops a box.
+    # The second box overlaps the first by 0.8, the fourth by 0.5; only more than the threshold drops a box.
     assert ops.nms(boxes, scores, 0.5).tolist() == [1, 3, 2]
     assert ops.nms(boxes, scores, 0.49).tolist() == [1, 2]
     assert ops.nms(boxes, scores, 0.8).tolist() == [1, 3, 0, 2]
