@@ -78,7 +78,7 @@ def test_gradients_reach_what_trains_and_nothing_else(paths, student, bridges):
     [("sttt", "0", "s>t/0."), ("sstt", "01", "s>t/1."), ("tsss", "123", "t>s/0."), ("ttss", "23", "t>s/1.")],
 )
 def test_a_crossed_path_trains_its_bridge_and_its_own_student_stages(path, student, bridge):
-    """Into the teacher: the stages before the crossing, through frozen ones. Into the student: those after."""
+    """Into the teacher: the stages before it, through frozen ones. Into the student: the stages after it."""
     *_, nets = pair()
     loss, _ = losses.function(nets.stages, nets.params, nets.buffers, batch()[0], paths=(path,))
     loss.backward()
