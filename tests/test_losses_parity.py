@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from adapters import ADAPTERS, PAPER, Adapters
-from parity import DATA, NO_PARITY, assert_fingerprint, ints, parity_folder, t
 from torch import Tensor
+
+from .adapters import ADAPTERS, PAPER, Adapters
+from .parity import DATA, NO_PARITY, assert_fingerprint, ints, parity_folder, t
 
 RTOL, ATOL = 1e-8, 1e-14
 

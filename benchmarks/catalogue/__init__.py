@@ -4,15 +4,17 @@
 `python -m benchmarks.losses` measures them. Adding a loss is adding a row.
 """
 
-from . import contrastive, detection, features, logits, relations
+from . import contrastive, detection, features, logits, maps, policies, relations
 from .row import Row as Row
 from .row import Size as Size
 
-FAMILIES = ("logits", "features", "relations", "contrastive", "detection")
+FAMILIES = ("logits", "policies", "features", "maps", "relations", "contrastive", "detection")
 
 ROWS: tuple[Row, ...] = (
     *logits.ROWS,
+    *policies.ROWS,
     *features.ROWS,
+    *maps.ROWS,
     *relations.ROWS,
     *contrastive.ROWS,
     *detection.ROWS,

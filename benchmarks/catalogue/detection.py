@@ -1,5 +1,15 @@
 """Rows of `fcfd.detection`."""
 
-from .row import Row
+from fcfd import detection
 
-ROWS: tuple[Row, ...] = ()
+from .row import Row, logit_pair
+
+ROWS: tuple[Row, ...] = (
+    Row(
+        detection.kd_quality_focal,
+        "match the class scores of a detection head",
+        "B·C",
+        logit_pair,
+        output="..., classes",
+    ),
+)

@@ -1,8 +1,8 @@
 """One row describes one public function of the loss families, enough to test, document and measure it.
 
 A row's first fields say what the function is for and how to call it. The last ones are exceptions from the
-laws that `tests/test_laws.py` holds every function to. An exception is a sentence that gives the reason, an
-empty string means that the law holds, and the tests prove the exceptions too: one that is no longer true fails.
+laws that `tests/test_laws.py` holds every function to. An exception is a sentence that gives the reason, and
+an empty string means that the law holds. The tests prove exceptions too: one that is no longer true fails.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -4,10 +4,10 @@
 where the code does something else.
 """
 
-from . import contrastive, detection, features, logits, relations
+from . import contrastive, detection, features, logits, maps, relations
 from ._types import Adapters as Adapters
 
-_FAMILIES = (logits, features, relations, contrastive, detection)
+_FAMILIES = (logits, features, maps, relations, contrastive, detection)
 
 ADAPTERS: Adapters = {name: adapter for family in _FAMILIES for name, adapter in family.ADAPTERS.items()}
 PAPER: Adapters = {name: adapter for family in _FAMILIES for name, adapter in family.PAPER.items()}
