@@ -15,6 +15,14 @@ def same_shape(function: str, hint: str, /, **tensors: Tensor) -> None:
         raise ValueError(f"{function}: {found} must have the same shape. {hint}")
 
 
+def same_axes(function: str, layout: str, hint: str, /, **tensors: Tensor) -> None:
+    """Raise unless all tensors agree in their first axes, which the layout names: ``"batch, channels"``."""
+    axes = layout.count(",") + 1
+    if len({tensor.shape[:axes] for tensor in tensors.values()}) > 1:
+        found = " and ".join(f"{name} {shape(tensor)}" for name, tensor in tensors.items())
+        raise ValueError(f"{function}: {found} must agree in [{layout}]. {hint}")
+
+
 def rank(function: str, layout: str, /, **tensors: Tensor) -> None:
     """Raise unless every tensor has the layout's number of axes, none of them empty.
 
