@@ -13,6 +13,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .maps import channel_stats_align
+
 
 class Grid(NamedTuple):
     """How a feature lies in space: a map has no prefix; a token sequence may have class tokens before it."""
@@ -186,3 +188,40 @@ class ResizeTokens(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         resized: Tensor = self.resize(x)
         return torch.cat([x[:, : self.kept], resized], 1)
+
+
+class MatchStatistics(nn.Module):
+    """An `&` bridge without parameters: give a map the channel statistics of what it sees (CrossKD).
+
+    Reads `(feature, seen)`, maps of the same channels; see `fcfd.losses.channel_stats_align`.
+    """
+
+    def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+        return channel_stats_align(*pair)
+
+
+class MaskedMix(nn.Module):
+    """An `&` bridge that mixes what another bridge returns with what it sees, place by place (MiPKD).
+
+    ```
+    out = mask · bridge(feature) + (1 − mask) · seen,    mask ~ Bernoulli(keep), one for each place
+    ```
+
+    The mask is drawn from torch's global generator at each call. A reconstruction: the published mixing
+    happens in a latent space that both networks share.
+
+    Args:
+        bridge: Any module from the feature's space to the target's.
+        keep: The probability that a place holds the bridged feature.
+    """
+
+    def __init__(self, bridge: nn.Module, *, keep: float = 0.5) -> None:
+        super().__init__()
+        self.bridge, self.keep = bridge, keep
+
+    def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+        feature, seen = pair
+        bridged: Tensor = self.bridge(feature)
+        channels = 1 if bridged.ndim == 4 else -1
+        places = bridged.detach().select(channels, 0).unsqueeze(channels)
+        return torch.where(torch.rand_like(places) < self.keep, bridged, seen)

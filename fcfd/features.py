@@ -47,6 +47,37 @@ def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     return error.reshape(len(error), -1).mean(1)
 
 
+def relative_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Squared error as a share of the target's energy, so that depths of any scale and size compare.
+
+    ```
+    loss[b] = Σ (prediction − target)² / max(Σ target², 1e-12)
+    ```
+
+    Args:
+        prediction: Feature or logits `[batch, ...]`, already in the target's space.
+        target: The same shape.
+
+    Returns:
+        `[batch]`: 0 at equality, 1 for a prediction of zeros.
+
+    Raises:
+        ValueError: The shapes differ, or there is no example.
+
+    Example:
+        >>> relative_squared_error(torch.full((1, 4), 3.0), torch.full((1, 4), 2.0))
+        tensor([0.2500])
+
+    Reference:
+        The distance of functional latent alignment (2025); no published code was compared.
+    """
+    rank("relative_squared_error", "batch, ...", prediction=prediction, target=target)
+    same_shape("relative_squared_error", _BRIDGE, prediction=prediction, target=target)
+    prediction, target = upcast(prediction), upcast(target)
+    error = (prediction - target).square().reshape(len(target), -1).sum(1)
+    return error / target.square().reshape(len(target), -1).sum(1).clamp(min=1e-12)
+
+
 def pooled_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of what a classifier reads of two maps: rectified, averaged over space.
 
