@@ -1,0 +1,77 @@
+"""Transforms of columns: functions from stages to stages, which compose, and of which no loss knows."""
+
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from .stages import Buffers, Column, Params, Stage
+
+
+def compiled(stages: Column, **options: Any) -> Column:
+    """Compile every stage of a column by itself, in one graph each.
+
+    Walks along every plan then share these graphs: pairs of five stages have 15 plans of two crossings, and
+    a stage compiles once for inputs that need a gradient and once for those that do not, whatever the plan.
+    A whole objective under one `torch.compile` compiles once a plan instead, and stops at the recompile
+    limit, which torch counts by code object. Each stage here has a code object of its own.
+
+    Args:
+        stages: A column of a network or of bridges; `None` stays.
+        options: Of `torch.compile`: `mode`, `backend`, `dynamic`, ... `fullgraph=True` is set, so that a
+            break or the recompile limit is an error and not a silent return to eager.
+
+    Returns:
+        A column of the same length. Compilation happens at the first call of each stage.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> (run,) = compiled((fcfd.stage(layer),), backend="eager")
+        >>> run(dict(layer.named_parameters()), {}, torch.ones(1, 2))[0].shape
+        torch.Size([1, 2])
+    """
+    return tuple(
+        stage if stage is None else torch.compile(_private(stage), **{"fullgraph": True, **options})
+        for stage in stages
+    )
+
+
+def _private(stage: Stage) -> Stage:
+    """The same stage behind a code object of its own: torch counts recompilations by code object."""
+
+    def run(params: Params, buffers: Buffers, x: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+        return stage(params, buffers, x)
+
+    return FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)
+
+
+def checkpointed(stages: Column) -> Column:
+    """Recompute every stage in the backward pass instead of keeping what it computed.
+
+    Values, gradients and statistics are the same; memory falls to the features between stages, and time
+    grows by up to one forward pass. The recomputation reads the parameters and buffers that were passed, not
+    the module's, and draws the same random numbers; do not change the module's mode between forward and
+    backward. `torch.func.grad` cannot pass through a checkpoint: use `loss.backward()`.
+
+    Args:
+        stages: A column of a network or of bridges; `None` stays.
+
+    Returns:
+        A column of the same length. `checkpointed(compiled(stages))` recomputes compiled stages.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> (run,) = checkpointed((fcfd.stage(layer),))
+        >>> run(dict(layer.named_parameters()), {}, torch.ones(1, 2))[0].shape
+        torch.Size([1, 2])
+    """
+    return tuple(stage if stage is None else _checkpointed(stage) for stage in stages)
+
+
+def _checkpointed(stage: Stage) -> Stage:
+    def run(params: Params, buffers: Buffers, x: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+        y, new = checkpoint(stage, params, buffers, x, use_reentrant=False)
+        return y, new
+
+    return run

@@ -1,0 +1,104 @@
+"""Transforms of columns: the same values, gradients and statistics; and how many graphs there are."""
+
+from itertools import combinations
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+import fcfd
+from fcfd import losses
+from fcfd.transforms import checkpointed, compiled
+
+from .nets import batch, pair
+
+PATHS = ("sstt", "ttss")
+
+
+def _step(nets, stages, paths=PATHS):
+    images, labels = batch()
+    loss, aux = losses.fcfd(stages, nets.params, nets.buffers, images, labels, paths=paths)
+    own = {f"{c}/{n}": p for c, params in nets.params.items() for n, p in params.items() if p.requires_grad}
+    gradients = torch.autograd.grad(loss, list(own.values()), allow_unused=True)
+    return loss, dict(zip(own, gradients, strict=True)), aux
+
+
+def _columns(nets, transform):
+    return {column: transform(stages) for column, stages in nets.stages.items()}
+
+
+TRANSFORMS = {
+    "compiled": lambda stages: compiled(stages, backend="aot_eager"),
+    "checkpointed": checkpointed,
+    "both": lambda stages: checkpointed(compiled(stages, backend="aot_eager")),
+}
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_transformed_column_computes_the_same(name, mode):
+    torch.compiler.reset()
+    *_, nets = pair(teacher_mode=mode)
+    loss, gradients, aux = _step(nets, nets.stages)
+    same_loss, same_gradients, same_aux = _step(nets, _columns(nets, TRANSFORMS[name]))
+    torch.testing.assert_close(same_loss, loss)
+    torch.testing.assert_close(same_gradients, gradients)
+    torch.testing.assert_close(same_aux.parts, aux.parts)
+    torch.testing.assert_close(same_aux.buffers, aux.buffers)
+
+
+def test_every_plan_runs_on_the_graphs_of_the_stages():
+    """Each stage has one graph for inputs that need a gradient and one for those that do not, at most."""
+    torch.compiler.reset()
+    *_, nets = pair()
+    counter = CompileCounter()
+    stages = _columns(nets, lambda column: compiled(column, backend=counter))
+    for paths in combinations(nets.crossings, 2):
+        _step(nets, stages, paths)
+    graphs = counter.frame_count
+    built = sum(stage is not None for column in stages.values() for stage in column)
+    assert graphs <= 2 * built
+    for paths in combinations(nets.crossings, 2):
+        _step(nets, stages, paths)
+    assert counter.frame_count == graphs, "no plan recompiles"
+
+
+def test_many_shapes_of_one_stage_do_not_spend_the_limit_of_another():
+    torch.compiler.reset()
+    counter = CompileCounter()
+    stages = compiled(tuple(fcfd.stage(torch.nn.ReLU()) for _ in range(12)), backend=counter, dynamic=False)
+    for stage in stages:
+        for size in (1, 2, 3):
+            stage({}, {}, torch.ones(size))
+    assert counter.frame_count == 36
+
+
+def test_a_stage_that_does_not_compile_whole_is_an_error():
+    def breaks(params, buffers, x):
+        torch._dynamo.graph_break()
+        return x, {}
+
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        compiled((breaks,), backend="eager")[0]({}, {}, torch.ones(1))
+
+
+def test_a_checkpointed_column_keeps_less():
+    """What autograd saves for backward, outside of parameters and buffers, falls to the stages' inputs."""
+    *_, nets = pair()
+    kept = {}
+    for name, stages in (("plain", nets.stages), ("checkpointed", _columns(nets, checkpointed))):
+        held: dict[int, int] = {}
+
+        def pack(tensor, held=held):
+            held[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            images, labels = batch()
+            losses.fcfd(stages, nets.params, nets.buffers, images, labels, paths=PATHS)
+        kept[name] = sum(held.values())
+    assert kept["checkpointed"] < 0.5 * kept["plain"], kept
+
+
+def test_missing_bridges_stay_missing():
+    assert compiled((None,)) == checkpointed((None,)) == (None,)
