@@ -12,11 +12,87 @@ from torch.utils import _pytree as pytree
 
 from . import recipes
 from ._check import shape
-from .features import pooled_squared_error as pooled_squared_error
-from .features import squared_error as squared_error
-from .logits import cross_entropy as cross_entropy
-from .logits import kl as kl
+from .contrastive import (
+    Banks as Banks,
+    crd_nce as crd_nce,
+    info_nce as info_nce,
+    prototype_info_nce as prototype_info_nce,
+)
+from .detection import (
+    kd_quality_focal as kd_quality_focal,
+)
+from .features import (
+    activation_boundary as activation_boundary,
+    attended_squared_error as attended_squared_error,
+    bn_margin as bn_margin,
+    cosine_distance as cosine_distance,
+    factor_transfer as factor_transfer,
+    mgd as mgd,
+    ofd as ofd,
+    pooled_squared_error as pooled_squared_error,
+    relative_squared_error as relative_squared_error,
+    squared_error as squared_error,
+    srd as srd,
+    vid as vid,
+)
+from .logits import (
+    cross_entropy as cross_entropy,
+    dist as dist,
+    dkd as dkd,
+    forward_kl_ce as forward_kl_ce,
+    jsd as jsd,
+    kd_bce as kd_bce,
+    kd_ce as kd_ce,
+    kl as kl,
+    mlkd_batch_corr as mlkd_batch_corr,
+    mlkd_class_corr as mlkd_class_corr,
+    nkd as nkd,
+    ofa as ofa,
+    reverse_kl as reverse_kl,
+    skew_forward_kl_ce as skew_forward_kl_ce,
+    skew_reverse_kl as skew_reverse_kl,
+    tf_nkd as tf_nkd,
+    total_variation as total_variation,
+    wkd_logit as wkd_logit,
+    wsld as wsld,
+)
+from .maps import (
+    attention_transfer as attention_transfer,
+    channel_stats_align as channel_stats_align,
+    channel_wise_divergence as channel_wise_divergence,
+    fsp_matrix as fsp_matrix,
+    hcl as hcl,
+    inter_channel_correlation as inter_channel_correlation,
+    nst_poly as nst_poly,
+    pkd as pkd,
+    wavelet_compress as wavelet_compress,
+    wkd_feature as wkd_feature,
+)
 from .paths import depth
+from .policies import (
+    batch_standardize_logits as batch_standardize_logits,
+    ea_weight as ea_weight,
+    energy as energy,
+    energy_temperature as energy_temperature,
+    energy_thresholds as energy_thresholds,
+    entropy as entropy,
+    grad_reverse as grad_reverse,
+    learned_temperature as learned_temperature,
+    standardize_logits as standardize_logits,
+)
+from .relations import (
+    cc_adjacent as cc_adjacent,
+    cc_taylor_rbf as cc_taylor_rbf,
+    cka_class_cost as cka_class_cost,
+    hard_dark_rank as hard_dark_rank,
+    linear_cka as linear_cka,
+    pkt as pkt,
+    rkd_angle as rkd_angle,
+    rkd_distance as rkd_distance,
+    similarity_preserving as similarity_preserving,
+    taylor_rbf as taylor_rbf,
+    vrm as vrm,
+)
 from .stages import Buffers, Column, Params
 from .walk import Aux, objective
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import fcfd
+from fcfd import losses
 
 PACKAGE = Path(fcfd.__file__).parent
 
@@ -80,6 +81,13 @@ def test_the_public_surface_is_inventoried():
     }
     assert sorted(exported, key=str.casefold) == sorted(SURFACE.split(), key=str.casefold)
     assert all(renamed == name for renamed, name in exported.items())
+
+
+def test_losses_offers_every_function_of_the_families():
+    for family in LAYERS[1]:
+        for node in _modules()[family].body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                assert hasattr(losses, node.name), f"fcfd.losses lacks {family}.{node.name}"
 
 
 def _public_functions():
