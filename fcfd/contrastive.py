@@ -16,7 +16,7 @@ _SPACE = "Project the embeddings into one space first."
 
 
 def info_nce(
-    query: Tensor, positive: Tensor, negatives: Tensor | None = None, *, temperature: float | Tensor = 0.1
+    query: Tensor, positive: Tensor, *, negatives: Tensor | None = None, temperature: float | Tensor = 0.1
 ) -> Tensor:
     """InfoNCE: cross-entropy of finding each query's positive by cosine.
 
@@ -30,7 +30,8 @@ def info_nce(
         query: Embeddings `[batch, dimensions]`.
         positive: Embeddings of the same shape; without negatives, the others of the batch are negatives.
         negatives: `[negatives, dimensions]`, shared by all queries, or `[batch, negatives, dimensions]`.
-        temperature: T, a number or a learned scalar tensor; published 0.1 (0.07 in CLIP).
+        temperature: T, a number, a learned scalar, or one for each query `[batch]`; published 0.1, and
+            0.07 where CLIP begins to learn it.
 
     Returns:
         A scalar, in nats: without negatives the batch is coupled. Not zero at equality.
@@ -64,7 +65,19 @@ def info_nce(
             found = (others @ queries.unsqueeze(-1)).squeeze(-1) if others.ndim == 3 else queries @ others.mT
             cosines = torch.cat(((queries * positives).sum(1, keepdim=True), found), dim=1)
             labels = torch.zeros(len(queries), dtype=torch.long, device=query.device)
-    return F.cross_entropy(cosines / temperature, labels)
+    return F.cross_entropy(cosines / _column("info_nce", temperature, query), labels)
+
+
+def _column(function: str, temperature: float | Tensor, embedding: Tensor) -> float | Tensor:
+    """A temperature that may differ by example, shaped to divide a row of cosines for each."""
+    if not isinstance(temperature, Tensor) or temperature.ndim == 0:
+        return temperature
+    if temperature.shape != embedding.shape[:1]:
+        raise ValueError(
+            f"{function}: temperature {_shape(temperature)} must be a number or have one value for each "
+            f"example, {list(embedding.shape[:1])}, of the embedding {_shape(embedding)}."
+        )
+    return temperature.unsqueeze(1)
 
 
 def _negatives(query: Tensor, negatives: Tensor) -> Tensor:
@@ -94,7 +107,7 @@ def prototype_info_nce(
         prototypes: One embedding a class, `[classes, dimensions]`: means of the teacher's features by
             class, or the weight of its classifier.
         labels: Integer classes `[batch]`.
-        temperature: T, a number or a learned scalar tensor.
+        temperature: T, a number, a learned scalar, or one for each example `[batch]`.
 
     Returns:
         `[batch]`, in nats.
@@ -119,7 +132,8 @@ def prototype_info_nce(
     class_indices(name, labels, embedding)
     with exact(embedding):
         cosines = normalize(upcast(embedding)) @ normalize(upcast(prototypes)).mT
-    return F.cross_entropy(cosines / temperature, labels.long(), reduction="none")
+    scaled = cosines / _column(name, temperature, embedding)
+    return F.cross_entropy(scaled, labels.long(), reduction="none")
 
 
 class Banks(NamedTuple):

@@ -307,11 +307,11 @@ def bn_margin(gamma: Tensor, beta: Tensor) -> Tensor:
     ```
 
     Args:
-        gamma: The weight of a batch norm, `[channels]`.
-        beta: Its bias, `[channels]`.
+        gamma: The weight of a batch norm, `[channels]` (or any shape).
+        beta: Its bias, of the same shape.
 
     Returns:
-        `[channels]`.
+        `[channels]`, negative.
 
     Raises:
         ValueError: The shapes differ, or there is no channel.
@@ -324,7 +324,7 @@ def bn_margin(gamma: Tensor, beta: Tensor) -> Tensor:
         Heo et al.: A Comprehensive Overhaul of Feature Distillation, ICCV 2019, arXiv 1904.01866. Checked
         against clovaai/overhaul-distillation `get_margin_from_BN`; the ratio is taken in log space here.
     """
-    rank("bn_margin", "channels", gamma=gamma, beta=beta)
+    rank("bn_margin", "...", gamma=gamma, beta=beta)
     same_shape("bn_margin", "Give the weight and the bias of one batch norm.", gamma=gamma, beta=beta)
     deviation, mean = upcast(gamma).abs(), upcast(beta)
     z = -mean / deviation.clamp_min(1e-12)

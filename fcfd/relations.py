@@ -6,12 +6,9 @@ of one process: gather the embeddings first where a batch is spread over several
 """
 
 from math import exp, factorial
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ._check import rank, same_axes, same_shape
@@ -106,7 +103,7 @@ def rkd_angle(prediction: Tensor, target: Tensor) -> Tensor:
     Returns:
         A scalar. Time grows with batch³ · dimensions. The angles are visited a few vertices at a time and
         their gradient is found on the way, so that memory does not grow with batch³, neither here nor for
-        the backward pass. It can be differentiated once.
+        the backward pass. Differentiate it once: its second derivatives are taken for zero.
 
     Raises:
         ValueError: The examples differ, or there are fewer than two.
@@ -122,43 +119,31 @@ def rkd_angle(prediction: Tensor, target: Tensor) -> Tensor:
     """
     student, teacher = _rows("rkd_angle", 2, prediction=prediction, target=target)
     with exact(prediction):
-        total: Tensor = _Angles.apply(student, teacher)[0]  # type: ignore[no-untyped-call]
-    return total / len(student) ** 3
+        loss, *gradients = _angle_loss(student.detach(), teacher.detach())
+    # Adds zero to the value, and the gradient that is already known.
+    for rows, gradient in zip((student, teacher), gradients, strict=True):
+        loss = loss + (gradient * (rows - rows.detach())).sum()
+    return loss
 
 
-class _Angles(Function):
-    """The sum of huber(angle − angle') over all triples, with its gradients, block by block of vertices."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        batch, dimensions = len(student), max(student.shape[1], teacher.shape[1])
-        block = max(1, 2**22 // (batch * max(batch, dimensions)))
-        total = student.new_zeros(())
-        gradients = [torch.zeros_like(student), torch.zeros_like(teacher)]
-        for start in range(0, batch, block):
-            networks = [_directions(rows, start, block) for rows in (student, teacher)]
-            angles = [units @ units.mT for units, _ in networks]
-            difference = angles[0] - angles[1]
-            slope = difference.clamp(-1, 1)
-            total = total + (slope * (difference - slope / 2)).sum()
-            for sign, gradient, (units, lengths) in zip((2, -2), gradients, networks, strict=True):
-                pull = sign * (slope @ units)
-                pull = (pull - units * (pull * units).sum(-1, keepdim=True)) / lengths
-                gradient += pull.sum(0)
-                gradient[start : start + block] -= pull.sum(1)
-        return total, gradients[0], gradients[1]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*output[1:])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
-        return tuple(gradient * saved for saved in ctx.saved_tensors)
+def _angle_loss(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The value of `rkd_angle` and its gradients, found together for one block of vertices after another."""
+    batch, dimensions = len(student), max(student.shape[1], teacher.shape[1])
+    block = max(1, 2**22 // (batch * max(batch, dimensions)))
+    total = student.new_zeros(())
+    gradients = [torch.zeros_like(student), torch.zeros_like(teacher)]
+    for start in range(0, batch, block):
+        networks = [_directions(rows, start, block) for rows in (student, teacher)]
+        angles = [units @ units.mT for units, _ in networks]
+        difference = angles[0] - angles[1]
+        slope = difference.clamp(-1, 1)
+        total = total + (slope * (difference - slope / 2)).sum()
+        for sign, gradient, (units, lengths) in zip((2, -2), gradients, networks, strict=True):
+            pull = sign * (slope @ units)
+            pull = (pull - units * (pull * units).sum(-1, keepdim=True)) / lengths
+            gradient += pull.sum(0)
+            gradient[start : start + block] -= pull.sum(1)
+    return total / batch**3, gradients[0] / batch**3, gradients[1] / batch**3
 
 
 def _directions(rows: Tensor, start: int, block: int) -> tuple[Tensor, Tensor]:

@@ -274,7 +274,7 @@ def tensor_hypers(row: Row) -> list[str]:
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.annotation == float | Tensor]
 
 
-@every(tensor_hypers)
+@every(per_example, tensor_hypers)
 def test_a_hyper_parameter_may_differ_by_example(row: Row) -> None:
     inputs = draw(row, Size(batch=3))
     for key in tensor_hypers(row):

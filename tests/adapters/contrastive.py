@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from fcfd import contrastive as c
 from torch import Tensor
+
+from fcfd import contrastive as c
 
 from ._types import Adapters
 
@@ -13,7 +14,7 @@ Inputs, Hyper = Mapping[str, Tensor], Mapping[str, Any]
 
 
 def info_nce(x: Inputs, h: Hyper) -> Tensor:
-    return c.info_nce(x["query"], x["positive"], x.get("negatives"), temperature=h["T"])
+    return c.info_nce(x["query"], x["positive"], negatives=x.get("negatives"), temperature=h["T"])
 
 
 def info_nce_symmetric(x: Inputs, h: Hyper) -> Tensor:

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from fcfd import features as f
-from fcfd import logits
 from torch import Tensor
 from torch.nn import functional as F
+
+from fcfd import features as f
+from fcfd import logits
 
 from ._types import Adapters
 
@@ -103,9 +104,9 @@ ADAPTERS: Adapters = {
     "srrl": srrl,
     "simkd": simkd,
     "semckd": semckd,
-    "activation_boundary": lambda x, h: (
-        f.activation_boundary(x["student"], x["teacher"], margin=h["margin"]).mean()
-    ),
+    "activation_boundary": lambda x, h: f.activation_boundary(
+        x["student"], x["teacher"], margin=h["margin"]
+    ).mean(),
     "factor_transfer": lambda x, h: f.factor_transfer(x["student"], x["teacher"]).mean(),
     "cosine_embed": cosine_embed,
 }

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from fcfd import maps as m
-from fcfd.features import squared_error
 from torch import Tensor
 from torch.nn import functional as F
+
+from fcfd import maps as m
+from fcfd.features import squared_error
 
 from ._types import Adapters
 from .features import pooled
@@ -56,9 +57,9 @@ ADAPTERS: Adapters = {
     "attention_transfer": attention_transfer,
     "hcl": hcl,
     "pkd": pkd,
-    "channel_wise_divergence": lambda x, h: (
-        m.channel_wise_divergence(x["student"], x["teacher"], temperature=h["T"]).mean()
-    ),
+    "channel_wise_divergence": lambda x, h: m.channel_wise_divergence(
+        x["student"], x["teacher"], temperature=h["T"]
+    ).mean(),
     "channel_stats_align": lambda x, h: m.channel_stats_align(x["student"], x["teacher"]),
     "wkd_feature": wkd_feature,
     "fsp": fsp,

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from fcfd import relations as r
 from torch import Tensor
+
+from fcfd import relations as r
 
 from ._types import Adapters
 
