@@ -1,0 +1,202 @@
+"""One forward pass of a model, recorded: which modules ran, what they returned, and what depends on what.
+
+The recording runs a replica of the model, on fake tensors (shapes without arithmetic) where the model allows
+it, so the model itself is never touched. It keeps autograd's graph, which answers the questions of `split`:
+
+* Which outputs are cuts? Those that lie on every path from the logits back to the input.
+* What may be left out before a cut? What depends on the input and is not read behind the cut. A mask, a
+  rotary table or a position bias does not depend on the input; it is computed again in every stage.
+* Which parameters does a stage read? Those whose leaves its part of the graph reaches.
+"""
+
+import copy
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+T = TypeVar("T")
+Node = Any  # torch.autograd.graph.Node, whose classes are made in C++
+
+
+class Call(NamedTuple):
+    """One run of one module: when it began and ended, and what it returned."""
+
+    name: str
+    start: int
+    end: int
+    spec: pytree.TreeSpec
+    leaves: tuple[Any, ...]
+    nodes: tuple[Node | None, ...]  # of each leaf, as it was when the module ended
+    versions: tuple[int, ...]  # likewise; a later operation in place moves a tensor's version
+    given: tuple[int | None, ...]  # where among the arguments a leaf was found, if it was handed through
+
+
+class Record(NamedTuple):
+    """A forward pass: its calls in the order in which they began, and its graph."""
+
+    calls: tuple[Call, ...]
+    called: dict[str, tuple[Call, ...]]  # the same by module
+    inputs: Call  # the model's arguments, as if a module had returned them
+    examples: int
+    logits: Any
+    results: tuple[Node, ...]  # of the logits
+    down: Counter[Node]  # how many paths lead from the logits to a node
+    up: Counter[Node]  # how many paths lead from a node to the input: 0 where it does not depend on it
+    parameters: dict[Tensor, str]  # the name of every parameter
+
+
+def replica(thing: T, model: nn.Module, convert: Callable[[Tensor], Tensor]) -> T:
+    """A deep copy of a thing in which a model's tensors are `convert(tensor)`."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for held in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
+            if isinstance(held, Tensor) and id(held) not in memo:
+                memo[id(held)] = convert(held)
+    return copy.deepcopy(thing, memo)
+
+
+def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How a model is called on a batch: `model(*args, **kwargs)`."""
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    return (batch if isinstance(batch, tuple) else (batch,)), {}
+
+
+def logits(output: Any) -> Any:
+    """What the last stage returns: the field called `logits`, or else the only tensor, or else everything."""
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(named, Tensor):
+        return named
+    tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    return tensors[0] if len(tensors) == 1 else output
+
+
+def record(model: nn.Module, batch: Any) -> Record:
+    """Run a replica once and keep what happened. The first entry of the batch is the input."""
+    args, kwargs = arguments(batch)
+    given = [*args, *kwargs.values()]
+    given[0] = pytree.tree_map_only(Tensor, _enter, given[0])
+    args, kwargs = tuple(given[: len(args)]), dict(zip(kwargs, given[len(args) :], strict=True))
+    lookups = _Lookups(leaf for leaf in pytree.tree_leaves(given[0]) if isinstance(leaf, Tensor))
+    inputs = _call("", (args, kwargs))
+    calls: list[Call] = []
+    with torch.enable_grad(), lookups, _listen(model, calls):
+        output = logits(model(*args, **kwargs))
+    calls.sort(key=lambda call: call.start)
+    results = tuple(_nodes(pytree.tree_leaves(output)))
+    order = _order([*results, *(node for call in calls for node in call.nodes)])
+    called: dict[str, tuple[Call, ...]] = {}
+    for call in calls:
+        called[call.name] = (*called.get(call.name, ()), call)
+    return Record(
+        calls=tuple(calls),
+        called=called,
+        inputs=inputs,
+        examples=next((len(leaf) for leaf in inputs.leaves if isinstance(leaf, Tensor) and leaf.ndim), 1),
+        logits=output,
+        results=results,
+        down=_paths_down(order, results),
+        up=_paths_up(order, lookups.entries),
+        parameters={tensor: name for name, tensor in model.named_parameters()},
+    )
+
+
+def _enter(tensor: Tensor) -> Tensor:
+    """An input that autograd follows; its clone's node is where the input enters the graph."""
+    return tensor.detach().requires_grad_().clone() if tensor.is_floating_point() else tensor
+
+
+def _nodes(leaves: Iterable[Any]) -> tuple[Node | None, ...]:
+    return tuple(leaf.grad_fn if isinstance(leaf, Tensor) else None for leaf in leaves)
+
+
+def _versions(leaves: Iterable[Any]) -> tuple[int, ...]:
+    return tuple(leaf._version if isinstance(leaf, Tensor) else 0 for leaf in leaves)
+
+
+class _Lookups(TorchFunctionMode):
+    """Finds where the input enters the graph: at its clone, or where its integers look up a table."""
+
+    def __init__(self, inputs: Iterable[Tensor]) -> None:
+        super().__init__()
+        inputs = tuple(inputs)
+        self.entries: list[Node] = [node for node in _nodes(inputs) if node is not None]
+        self.integers = {id(tensor): tensor for tensor in inputs if tensor.grad_fn is None}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(id(leaf) in self.integers for leaf in pytree.tree_leaves((args, kwargs))):
+            for leaf in pytree.tree_leaves(result):
+                if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
+                    self.entries.append(leaf.grad_fn)
+                elif isinstance(leaf, Tensor) and not leaf.is_floating_point() and leaf.dtype != torch.bool:
+                    self.integers[id(leaf)] = leaf
+        return result
+
+
+def _listen(model: nn.Module, calls: list[Call]) -> ExitStack:
+    """Hooks on every module of a replica, that append each call when it ends."""
+    clock, began = itertools.count(), list[int]()
+
+    def enter(*_: Any) -> None:
+        began.append(next(clock))
+
+    def leave(name: str, _: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        calls.append(_call(name, output, (args, kwargs), began.pop(), next(clock)))
+
+    stack = ExitStack()
+    for name, module in model.named_modules():
+        stack.callback(module.register_forward_pre_hook(enter).remove)
+        stack.callback(module.register_forward_hook(partial(leave, name), with_kwargs=True).remove)
+    return stack
+
+
+def _call(name: str, output: Any, given: Any = (), start: int = -1, end: int = -1) -> Call:
+    leaves, spec = pytree.tree_flatten(output)
+    places = {id(leaf): at for at, leaf in enumerate(pytree.tree_leaves(given)) if isinstance(leaf, Tensor)}
+    handed = tuple(places.get(id(leaf)) for leaf in leaves)
+    return Call(name, start, end, spec, tuple(leaves), _nodes(leaves), _versions(leaves), handed)
+
+
+def _order(roots: Iterable[Node | None]) -> list[Node]:
+    """Every node of a graph, each before the nodes that it reads."""
+    return sorted(reach(roots), key=lambda node: node._sequence_nr(), reverse=True)
+
+
+def reach(roots: Iterable[Node | None], stop: Iterable[Node | None] = ()) -> set[Node]:
+    """The nodes that some roots depend on, without going past the nodes at which to stop."""
+    seen: set[Node] = set()
+    stop = set(stop)
+    stack = [node for node in roots if node is not None]
+    while stack:
+        node = stack.pop()
+        if node not in seen and node not in stop:
+            seen.add(node)
+            stack += [below for below, _ in node.next_functions if below is not None]
+    return seen
+
+
+def _paths_down(order: Sequence[Node], results: Iterable[Node | None]) -> Counter[Node]:
+    paths = Counter(node for node in results if node is not None)
+    for node in order:
+        for below, _ in node.next_functions:
+            paths[below] += paths[node]
+    return paths
+
+
+def _paths_up(order: Sequence[Node], entries: Iterable[Node]) -> Counter[Node]:
+    """A lookup by the input's integers is an entry only where no other entry is below it."""
+    paths: Counter[Node] = Counter()
+    entries = set(entries)
+    for node in reversed(order):
+        below = sum(paths[other] for other, _ in node.next_functions)
+        paths[node] = below or int(node in entries)
+    return paths
