@@ -236,6 +236,14 @@ def test_nothing_is_changed(row: Row) -> None:
 
 
 @every()
+def test_everything_happens_on_the_device_of_the_inputs(row: Row) -> None:
+    inputs = draw(row)
+    expected = call(row, inputs)
+    with torch.device("meta"):
+        assert torch.equal(call(row, inputs), expected)
+
+
+@every()
 def test_compiled_as_one_graph_it_gives_the_same_value_and_gradient(row: Row) -> None:
     inputs = draw(row)
     compiled = torch.compile(row.loss, fullgraph=True, backend="aot_eager")
@@ -265,6 +273,15 @@ def test_leading_axes_are_kept(row: Row) -> None:
     flat = call(row, inputs)
     tokens = call(row, by_example(row, inputs, lambda x: x.reshape(2, 3, *x.shape[1:])))
     torch.testing.assert_close(tokens, flat.reshape(2, 3, *flat.shape[1:]))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's own, value and gradient are right
+@every(lambda row: row.output.startswith("..."))
+def test_mapped_over_examples_it_gives_the_batch(row: Row) -> None:
+    inputs = draw(row)
+    axes = tuple(None if key in row.shared else 0 for key in inputs)
+    mapped = torch.func.vmap(lambda *x: call(row, dict(zip(inputs, x, strict=True))), in_dims=axes)
+    torch.testing.assert_close(mapped(*inputs.values()), call(row, inputs))
 
 
 def tensor_hypers(row: Row) -> list[str]:

@@ -5,8 +5,7 @@
 """
 
 from . import contrastive, detection, features, logits, maps, policies, relations
-from .row import Row as Row
-from .row import Size as Size
+from .row import Row as Row, Size as Size
 
 FAMILIES = ("logits", "policies", "features", "maps", "relations", "contrastive", "detection")
 
