@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._check import class_indices, rank, same_shape
-from ._check import shape as _shape
+from ._check import class_indices, rank, same_shape, shape as _shape
 from ._precision import exact, upcast
 
 _CLASSES = "Give both networks the same classes, or select the shared ones before the loss."
