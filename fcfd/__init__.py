@@ -1,1 +1,26 @@
 """Distillation through the networks themselves: function-consistent feature distillation, functional."""
+
+from . import losses as losses, recipes as recipes, schedules as schedules
+from .bridges import bridge as bridge
+from .link import Linked as Linked, link as link
+from .paths import (
+    bridged as bridged,
+    crossings as crossings,
+    depth as depth,
+    draw as draw,
+    plan as plan,
+    prefixes as prefixes,
+    step as step,
+)
+from .split import Network as Network, split as split
+from .stages import frozen as frozen, stage as stage, write_buffers_ as write_buffers_
+from .terms import Term as Term, reads as reads
+from .transforms import checkpointed as checkpointed, compiled as compiled
+from .walk import (
+    Aux as Aux,
+    measure as measure,
+    objective as objective,
+    settle as settle,
+    total as total,
+    walk as walk,
+)
