@@ -5,10 +5,11 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks import torchvision_cpu
 from benchmarks.zoo import NETWORKS
+from fcfd.split import split
 
 from .parity import DATA, NO_PARITY, assert_fingerprint, fill, parity_folder, t
 
@@ -34,18 +35,6 @@ def _filled(entry) -> nn.Module:
     return model
 
 
-def _run(model: nn.Module, at: tuple[str, ...], images: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The outputs of the named submodules in the order in which they ran, and the logits."""
-    outputs: list[Tensor] = []
-    hooks = [
-        model.get_submodule(name).register_forward_hook(lambda _m, _x, y: outputs.append(y)) for name in at
-    ]
-    logits = model(images)
-    for hook in hooks:
-        hook.remove()
-    return outputs, logits
-
-
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_state_dict_is_the_published_one(entry):
     model = NETWORKS[entry["name"]].build(num_classes=entry["num_classes"])
@@ -58,11 +47,14 @@ def test_state_dict_is_the_published_one(entry):
 @torch.no_grad()
 def test_stage_outputs_and_logits(entry):
     name = entry["name"]
-    images = t("zoo/images", entry["input"])
-    features, logits = _run(_filled(entry), NETWORKS[name].at, images)
-    assert len(features) == len(entry["stages"])
-    for index, (feature, expected) in enumerate(zip(features, entry["stages"], strict=True)):
-        assert_fingerprint(feature, f"zoo/{name}/stage{index}", expected)
+    value = t("zoo/images", entry["input"])
+    network = split(_filled(entry), at=NETWORKS[name].at, example=value)
+    *stages, head = network.stages
+    assert len(stages) == len(entry["stages"])
+    for index, (stage, expected) in enumerate(zip(stages, entry["stages"], strict=True)):
+        value, _ = stage(network.params, network.buffers, value)
+        assert_fingerprint(value, f"zoo/{name}/stage{index}", expected)
+    logits, _ = head(network.params, network.buffers, value)
     assert_fingerprint(logits, f"zoo/{name}/logits", entry["logits"])
 
 
