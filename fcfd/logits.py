@@ -466,8 +466,8 @@ def nkd(
         largest class, are refused.
     """
     _check_pair("nkd", prediction, target)
-    _, others_s = _decoupled("nkd", prediction, labels, temperature)
-    _, others_t = _decoupled("nkd", target, labels, temperature)
+    others_s = _bounded_log_softmax(_without_label("nkd", prediction, labels, temperature))
+    others_t = _bounded_log_softmax(_without_label("nkd", target, labels, temperature))
     confidence = (-cross_entropy(target, labels)).exp().detach()
     others = _cross_entropy(others_t, others_s) * temperature**2
     return confidence * cross_entropy(prediction, labels) + gamma * others
@@ -610,8 +610,8 @@ def wkd_logit(
             f"wkd_logit: cost {_shape(cost)} must be [{classes}, {classes}], a row and a column for each "
             f"class of the logits {_shape(prediction)}."
         )
-    student = _decoupled("wkd_logit", prediction, labels, temperature)[1].exp()
-    teacher = _decoupled("wkd_logit", target, labels, temperature)[1].exp()
+    student = _without_label("wkd_logit", prediction, labels, temperature).softmax(-1)
+    teacher = _without_label("wkd_logit", target, labels, temperature).softmax(-1)
     price = F.relu(upcast(cost)) + 1e-8
     kernel = torch.exp(-price / regularization)
     y = labels.long().unsqueeze(-1)
@@ -788,17 +788,23 @@ def _log_mixture(log_p: Tensor, log_q: Tensor, weight: float) -> Tensor:
     return torch.logaddexp(log_p + math.log(weight), log_q + math.log1p(-weight))
 
 
-def _decoupled(
-    function: str, logits: Tensor, labels: Tensor, temperature: float | Tensor
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities `[..., 2]` of the label and of the rest, and `[..., classes]` among the rest."""
+def _without_label(function: str, logits: Tensor, labels: Tensor, temperature: float | Tensor) -> Tensor:
+    """Softened logits in which each example's label is excluded."""
     class_indices(function, labels, logits)
     if logits.shape[-1] < 2:
         raise ValueError(f"{function}: logits {_shape(logits)} must have a class besides the label.")
     scaled = upcast(logits) / _per_example(function, "temperature", temperature, logits)
-    y = labels.long().unsqueeze(-1)
-    others = scaled.scatter(-1, y, -math.inf)
-    log_odds = scaled.gather(-1, y) - others.logsumexp(-1, keepdim=True)
+    return scaled.scatter(-1, labels.long().unsqueeze(-1), -math.inf)
+
+
+def _decoupled(
+    function: str, logits: Tensor, labels: Tensor, temperature: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities `[..., 2]` of the label and of the rest, and `[..., classes]` among the rest."""
+    others = _without_label(function, logits, labels, temperature)
+    own = upcast(logits).gather(-1, labels.long().unsqueeze(-1))
+    own = own / _per_example(function, "temperature", temperature, logits)
+    log_odds = own - others.logsumexp(-1, keepdim=True)
     return F.logsigmoid(torch.cat([log_odds, -log_odds], -1)), _bounded_log_softmax(others)
 
 
