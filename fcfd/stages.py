@@ -7,6 +7,7 @@ is a stage, so a network may be written by hand.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -46,17 +47,24 @@ def stage(module: nn.Module, prefix: str = "", *, protect: bool = True) -> Stage
     params_of = _aliases(module.named_parameters(remove_duplicate=False), prefix)
     buffers_of = _aliases(module.named_buffers(remove_duplicate=False), prefix)
 
-    def run(params: Params, buffers: Buffers, x: Any) -> tuple[Any, dict[str, Tensor]]:
-        own = select("params", params, params_of.values())
-        state = {
-            name: tensor.clone() for name, tensor in select("buffers", buffers, buffers_of.values()).items()
-        }
-        tensors = {own_name: own[name] for own_name, name in params_of.items()}
-        tensors |= {own_name: state[name] for own_name, name in buffers_of.items()}
-        args = (_copy(x) if protect else x,)
-        return functional_call(module, tensors, args, tie_weights=False, strict=True), state
+    return partial(_run, module, params_of, buffers_of, protect)
 
-    return run
+
+def _run(
+    module: nn.Module,
+    params_of: Mapping[str, str],
+    buffers_of: Mapping[str, str],
+    protect: bool,
+    params: Params,
+    buffers: Buffers,
+    x: Any,
+) -> tuple[Any, dict[str, Tensor]]:
+    own = select("params", params, params_of.values())
+    state = {name: tensor.clone() for name, tensor in select("buffers", buffers, buffers_of.values()).items()}
+    tensors = {own_name: own[name] for own_name, name in params_of.items()}
+    tensors |= {own_name: state[name] for own_name, name in buffers_of.items()}
+    args = (_copy(x) if protect else x,)
+    return functional_call(module, tensors, args, tie_weights=False, strict=True), state
 
 
 def _aliases(named: Iterable[tuple[str, Tensor]], prefix: str) -> dict[str, str]:
