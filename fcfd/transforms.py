@@ -1,5 +1,7 @@
 """Transforms of columns: functions from stages to stages, which compose, and of which no loss knows."""
 
+from collections.abc import Sequence
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -66,12 +68,47 @@ def checkpointed(stages: Column) -> Column:
         >>> run(dict(layer.named_parameters()), {}, torch.ones(1, 2))[0].shape
         torch.Size([1, 2])
     """
-    return tuple(stage if stage is None else _checkpointed(stage) for stage in stages)
+    return tuple(stage if stage is None else partial(_recomputed, stage) for stage in stages)
 
 
-def _checkpointed(stage: Stage) -> Stage:
-    def run(params: Params, buffers: Buffers, x: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-        y, new = checkpoint(stage, params, buffers, x, use_reentrant=False)
-        return y, new
+def _recomputed(
+    stage: Stage, params: Params, buffers: Buffers, x: Any
+) -> tuple[Any, dict[str, torch.Tensor]]:
+    y, new = checkpoint(stage, params, buffers, x, use_reentrant=False)
+    return y, new
 
-    return run
+
+def joined(stages: tuple[Stage, ...], ends: Sequence[int]) -> tuple[Stage, ...]:
+    """Join neighbouring stages, so that a column has fewer.
+
+    Args:
+        stages: The column of a network.
+        ends: The depth at which each new stage ends, increasing; the last is the column's own.
+
+    Returns:
+        A column of `len(ends)` stages.
+
+    Raises:
+        ValueError: The depths do not increase, or do not end where the column does.
+
+    Example:
+        >>> double = lambda params, buffers, x: (2 * x, {})
+        >>> first, second = joined((double, double, double), (1, 3))
+        >>> first({}, {}, 1)[0], second({}, {}, 1)[0]
+        (2, 4)
+    """
+    if sorted({*ends} - {0}) != list(ends) or list(ends)[-1:] != [len(stages)]:
+        raise ValueError(
+            f"joined: ends {list(ends)} must increase from at least 1 to {len(stages)}, the number of stages."
+        )
+    return tuple(partial(_in_turn, stages[start:end]) for start, end in zip((0, *ends), ends, strict=False))
+
+
+def _in_turn(
+    stages: tuple[Stage, ...], params: Params, buffers: Buffers, x: Any
+) -> tuple[Any, dict[str, torch.Tensor]]:
+    written: dict[str, torch.Tensor] = {}
+    for stage in stages:
+        x, new = stage(params, buffers, x)
+        written |= new
+    return x, written

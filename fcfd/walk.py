@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ._check import shape
-from .paths import plan as plan_of
-from .paths import step
+from .paths import plan as plan_of, step
 from .stages import Buffers, Column, Params, Stage
 from .terms import Terms, given, names, reads
 
@@ -43,7 +42,8 @@ def walk(
         params: A flat dict of parameters for each column.
         buffers: The same of buffers.
         values: What is known before: `{"": images}`, and any path computed earlier, which is not run again.
-            A batch that is a mapping of named inputs is seen by every later stage, among its buffers.
+            A batch that is a mapping of named inputs is seen by every later stage, among its buffers. Where
+            networks read different batches, it is a mapping by network: `{"": {"s": small, "t": large}}`.
 
     Returns:
         `(values, written)`: every value by path, the known ones included; and, by path, the buffers as that
@@ -80,12 +80,11 @@ def _run(
     for kind, dicts in (("params", params), ("buffers", buffers)):
         if column not in dicts:
             raise ValueError(f"walk: path {path!r} needs {kind}[{column!r}], which is missing.")
-    inputs = tuple(values[source] for source in sources)
-    context = values[""] if isinstance(values.get(""), Mapping) else {}
+    batch = _batch(values.get(""), column[-1])
+    inputs = tuple(values[source] if source else batch for source in sources)
+    state = {**buffers[column], **batch} if isinstance(batch, Mapping) else buffers[column]
     try:
-        return stage(
-            params[column], {**buffers[column], **context}, inputs[0] if len(inputs) == 1 else inputs
-        )
+        return stage(params[column], state, inputs[0] if len(inputs) == 1 else inputs)
     except (ValueError, RuntimeError) as error:
         if type(error) not in (ValueError, RuntimeError):
             raise
@@ -93,6 +92,11 @@ def _run(
             f"walk: path {path!r}: entry {at} of column {column!r} cannot run on {_shapes(inputs)} "
             f"from {' and '.join(map(repr, sources))}: {error}"
         ) from error
+
+
+def _batch(batch: Any, letter: str) -> Any:
+    """What a network reads: its own batch where there is one for each, or else the batch of all."""
+    return batch[letter] if isinstance(batch, Mapping) and letter in batch else batch
 
 
 def _stage(path: str, stages: Mapping[str, Column], column: str, at: int) -> Stage:

@@ -8,7 +8,7 @@ from torch._dynamo.testing import CompileCounter
 
 import fcfd
 from fcfd import losses
-from fcfd.transforms import checkpointed, compiled
+from fcfd.transforms import checkpointed, compiled, joined
 
 from .nets import batch, pair
 
@@ -98,6 +98,27 @@ def test_a_checkpointed_column_keeps_less():
             losses.fcfd(stages, nets.params, nets.buffers, images, labels, paths=PATHS)
         kept[name] = sum(held.values())
     assert kept["checkpointed"] < 0.5 * kept["plain"], kept
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_joined_stages_compute_the_same(mode):
+    *_, nets = pair(teacher_mode=mode)
+    images, _ = batch()
+    for letter in "st":
+        apart, written = fcfd.walk(
+            fcfd.plan([letter * 4]), nets.stages, nets.params, nets.buffers, {"": images}
+        )
+        columns = {letter: joined(nets.stages[letter], (2, 4))}
+        values, of_joined = fcfd.walk((letter, letter * 2), columns, *dicts)
+        assert torch.equal(values[letter], apart[letter * 2])
+        assert torch.equal(values[letter * 2], apart[letter * 4])
+        torch.testing.assert_close(fcfd.settle(nets.buffers, of_joined), fcfd.settle(nets.buffers, written))
+
+
+@pytest.mark.parametrize("ends", [(), (2, 2, 4), (3, 1, 4), (0, 4), (1, 3), (1, 5)])
+def test_stages_join_only_in_order_and_whole(ends):
+    with pytest.raises(ValueError, match=r"joined: ends \[.*\] must increase from at least 1 to 4"):
+        joined(pair()[-1].stages["s"], ends)
 
 
 def test_missing_bridges_stay_missing():

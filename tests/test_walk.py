@@ -4,8 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 
 import fcfd
@@ -71,6 +70,28 @@ def test_named_inputs_reach_every_later_stage_among_its_buffers():
     columns = [{"s": (first, later)}, {"s": {}}, {"s": {}}]
     values, _ = fcfd.walk(("s", "ss"), *columns, {"": {"ids": ids, "mask": mask}})
     assert values["ss"].tolist() == [1.0, 0.0]
+
+
+def test_networks_may_read_batches_of_their_own():
+    def double(params, buffers, x):
+        return 2 * x, {}
+
+    def masked(params, buffers, x):
+        return x * buffers["mask"], {}
+
+    def first(params, buffers, x):
+        return x["ids"], {}
+
+    stages = {"s": (double, double), "t": (first, masked), "s>t": (double,)}
+    empty = {column: {} for column in stages}
+    batches = {
+        "s": torch.tensor([1.0, 2.0]),
+        "t": {"ids": torch.tensor([5.0, 6.0]), "mask": torch.tensor([1.0, 0.0])},
+    }
+    values, _ = fcfd.walk(fcfd.plan(["ss", "tt", "st"]), stages, empty, empty, {"": batches})
+    assert values["ss"].tolist() == [4.0, 8.0]
+    assert values["tt"].tolist() == [5.0, 0.0]
+    assert values["st"].tolist() == [4.0, 0.0]
 
 
 @pytest.mark.parametrize(
