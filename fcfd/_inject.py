@@ -14,7 +14,7 @@ and the copies read train or eval from their originals at each call.
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from ._record import Call, Node, Record, arguments, logits, reach
+from ._record import Call, Node, Record, arguments, logits, reach, replica
 from .stages import Buffers, Params, _aliases, select
 
-Cut = tuple[str, ...]  # the names of the modules whose outputs are one boundary
+Cut = tuple[str, ...]  # the modules whose outputs are one boundary
+_CONSTANTS = (type(None), bool, int, float, str)
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,21 @@ class Port(NamedTuple):
     form: Any
 
 
+class Scratch(NamedTuple):
+    """Plain attributes that a forward writes, such as caches: every call begins with the original values."""
+
+    twin: nn.Module
+    written: tuple[str, ...]
+    original: dict[str, Any]
+
+
 class Piece(NamedTuple):
     """A stage as data; `partial(run, piece)` is the stage."""
 
     model: nn.Module
     skeleton: nn.Module
     copies: tuple[tuple[nn.Module, nn.Module], ...]  # each shallow copy and its original
+    scratch: tuple[Scratch, ...]
     begin: tuple[Port, ...]  # where features are injected: nowhere in the first stage
     ahead: tuple[Port, ...]  # what returns placeholders
     inputs: Port  # the arguments of the model
@@ -81,8 +91,7 @@ class _Stop(BaseException):
 
 def run(piece: Piece, params: Params, buffers: Buffers, x: Any) -> tuple[Any, dict[str, Tensor]]:
     """Run a stage: `stage(params, buffers, x) -> (y, new_buffers)`."""
-    for twin, original in piece.copies:
-        twin.training = original.training
+    _reset_copies(piece)
     weights = select("params", params, piece.params.values())
     state = select("buffers", buffers, piece.buffers.values())
     state |= {name: state[name].clone() for name in piece.writes}
@@ -91,13 +100,14 @@ def run(piece: Piece, params: Params, buffers: Buffers, x: Any) -> tuple[Any, di
     if piece.begin:
         features = _features(piece.begin, x)
         like, examples = features[0][2], _examples(features)
-        for port in (*piece.begin, *piece.ahead):
-            tensors |= {_slot(port, leaf): _placeholder(leaf, like, examples) for leaf in _leaves(port)}
+        for blank in (*piece.begin, *piece.ahead):
+            tensors |= {_slot(blank, leaf): _placeholder(leaf, like, examples) for leaf in _leaves(blank)}
         tensors |= {name: tensor.clone() if leaf.moved else tensor for name, leaf, tensor in features}
-        args, kwargs = _inputs_again(piece, buffers, like, examples)
+        args, kwargs = _arguments_again(piece, buffers, like, examples)
     else:
-        moved = any(leaf.moved for leaf in _leaves(piece.inputs))
-        args, kwargs = arguments(pytree.tree_map_only(Tensor, torch.clone, x) if moved else x)
+        args, kwargs = arguments(x)
+        if any(leaf.moved for leaf in _leaves(piece.inputs)):
+            args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
     try:
         y = logits(functional_call(piece.skeleton, tensors, args, kwargs, tie_weights=False))
     except _Stop as stop:
@@ -105,24 +115,30 @@ def run(piece: Piece, params: Params, buffers: Buffers, x: Any) -> tuple[Any, di
     return y, {name: tensors[own] for own, name in piece.buffers.items() if name in piece.writes}
 
 
-def _slot(port: Port, leaf: Leaf) -> str:
-    return f"{port.name}.{leaf.slot}"
+def _reset_copies(piece: Piece) -> None:
+    for twin, original in piece.copies:
+        twin.training = original.training
+    for twin, written, values in piece.scratch:
+        for key in written:
+            if key in values:
+                setattr(twin, key, copy.copy(values[key]))
+            elif hasattr(twin, key):
+                delattr(twin, key)
 
 
 def _leaves(port: Port) -> list[Leaf]:
     return [leaf for leaf in pytree.tree_leaves(port.form) if isinstance(leaf, Leaf)]
 
 
-def features_of(port: Port) -> list[Leaf]:
-    """The tensors of an output that depend on the input."""
-    return [leaf for leaf in _leaves(port) if leaf.feature]
+def _slot(port: Port, leaf: Leaf) -> str:
+    return f"{port.name}.{leaf.slot}"
 
 
 def _features(begin: Sequence[Port], x: Any) -> list[tuple[str, Leaf, Tensor]]:
     """Where each tensor of a feature goes, and what was recorded there."""
     found = []
     for port, value in zip(begin, (x,) if len(begin) == 1 else x, strict=True):
-        leaves = features_of(port)
+        leaves = [leaf for leaf in _leaves(port) if leaf.feature]
         tensors = _tensors(port, value) if len(leaves) > 1 else [value]
         found += [(_slot(port, leaf), leaf, tensor) for leaf, tensor in zip(leaves, tensors, strict=True)]
     return found
@@ -143,30 +159,29 @@ def _examples(features: Sequence[tuple[str, Leaf, Tensor]]) -> int:
 
 
 def _placeholder(leaf: Leaf, like: Tensor, examples: int) -> Tensor:
-    sizes = [
-        size + (examples - leaf.examples) * growth
-        for size, growth in zip(leaf.shape, leaf.growth, strict=True)
-    ]
+    more = examples - leaf.examples
+    sizes = [size + more * growth for size, growth in zip(leaf.shape, leaf.growth, strict=True)]
     zero = like.new_zeros((), dtype=like.dtype if leaf.dtype.is_floating_point else leaf.dtype)
     return zero.expand(sizes).clone() if leaf.moved else zero.expand(sizes)
 
 
-def _inputs_again(
+def _arguments_again(
     piece: Piece, buffers: Buffers, like: Tensor, examples: int
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+) -> tuple[Any, dict[str, Any]]:
     """The model's arguments in a later stage: the batch itself where it has names, otherwise placeholders."""
     for name in piece.context:
         if name not in buffers:
             raise ValueError(f"split: this model takes {name}; stages after the first need it.")
     if piece.context:
         return (), {name: buffers[name] for name in piece.context}
-    blank = lambda leaf: _placeholder(leaf, like, examples) if isinstance(leaf, Leaf) else leaf  # noqa: E731
-    args, kwargs = pytree.tree_map(blank, piece.inputs.form)
+    args, kwargs = pytree.tree_map_only(
+        Leaf, lambda leaf: _placeholder(leaf, like, examples), piece.inputs.form
+    )
     return args, kwargs
 
 
 def _replay(twin: nn.Module, port: Port, *args: Any, **kwargs: Any) -> Any:
-    """The forward of a module that is not run: it returns what it was given, in the form that was recorded."""
+    """The forward of a module that is not run: what it was given, in the form that was recorded."""
     given = pytree.tree_leaves((args, kwargs))
 
     def fill(leaf: Any) -> Any:
@@ -186,7 +201,8 @@ def _stop(ends: Sequence[tuple[Port, nn.Module]], twin: nn.Module, _: Any, outpu
     """A hook on the last module of a boundary."""
     values = tuple(_value(port, output) if other is twin else other._kept for port, other in ends)
     for _, other in ends:
-        other._kept = None
+        if other is not twin:
+            del other._kept
     raise _Stop(values if len(values) > 1 else values[0])
 
 
@@ -205,13 +221,18 @@ def piece(
     called = {name for record in records for name in record.called}
     needed = {name for own, name in (params | buffers).items() if _owner(own, called) in ran}
     needed |= {name for record in records for name in _weights(record, begin, end)}
-    ahead, begins, ends = (tuple(port_of(records, name) for name in cut) for cut in (sorted(out), begin, end))
-    last = max(end, key=lambda name: records[0].called[name][-1].end, default="")
-    skeleton, copies = _skeleton(model, ahead + begins, ends, last)
+    begins, ends, ahead = (
+        tuple(returned(records, name) for name in cut) for cut in (begin, end, sorted(out))
+    )
+    written = frozenset(key for record in records for key in record.attributes)
+    twins = _graft(model, {*begin, *end, *out, *(name for name, _ in written)})
+    _replace(twins, model, (*begins, *ahead))
+    _hook(twins, model, ends, max(end, key=lambda name: records[0].called[name][-1].end, default=""))
     return Piece(
         model=model,
-        skeleton=skeleton,
-        copies=copies,
+        skeleton=twins[model],
+        copies=tuple((twin, original) for original, twin in twins.items() if twin is not original),
+        scratch=_scratch(twins, model, written),
         begin=begins,
         ahead=ahead,
         inputs=_port([record.inputs for record in records], records),
@@ -230,14 +251,13 @@ def _owner(name: str, called: set[str]) -> str:
 
 def nodes(record: Record, cut: Cut) -> list[Node]:
     """Where the features of a boundary are in the graph."""
-    return [
-        node for name in cut for call in record.called.get(name, ()) for node in call.nodes if record.up[node]
-    ]
+    calls = [call for name in cut for call in record.called.get(name, ())]
+    return [node for call in calls for node in call.nodes if record.up[node]]
 
 
 def _weights(record: Record, begin: Cut, end: Cut) -> set[str]:
     """The parameters that a stage reads, by the graph."""
-    inside = reach(nodes(record, end) if end else record.results, stop=nodes(record, begin))
+    inside = reach(record, nodes(record, end) if end else record.results, stop=nodes(record, begin))
     leaves = (getattr(node, "variable", None) for node in inside)
     return {record.parameters[leaf] for leaf in leaves if leaf in record.parameters}
 
@@ -257,42 +277,39 @@ def _survey(records: Sequence[Record], begin: Cut, end: Cut) -> tuple[set[str], 
 
 
 def _survey_one(record: Record, begin: Cut, end: Cut, keep: set[str]) -> tuple[set[str], set[str]]:
-    read = reach(record.results, stop=nodes(record, begin))  # what the model computes behind the boundary
+    read = reach(record, record.results, stop=nodes(record, begin))
     start = max((record.called[name][-1].end for name in begin), default=-1)
     stop = max((record.called[name][-1].end for name in end), default=record.calls[0].end)
-    out, ran, inside = set(), set(), -1
+    out, ran, skipped = set[str](), set[str](), -1
     for call in record.calls:
-        if call.end < inside or call.start > stop:
+        if call.end < skipped or call.start > stop:
             continue
         if call.name in begin:
-            inside = call.end
-        elif call.end < start and call.name not in keep and _replaceable(call, record, read):
-            inside = call.end
+            skipped = call.end
+        elif call.end < start and call.name not in keep and replaceable(record, call.name, read):
+            skipped = call.end
             out.add(call.name)
         else:
             ran.add(call.name)
     return out, ran
 
 
-def _replaceable(call: Call, record: Record, read: set[Node]) -> bool:
-    """Whether placeholders will do: the module depends on the input, and nobody reads it behind the boundary."""
-    shapes = {
-        tuple(getattr(leaf, "shape", ()) for leaf in other.leaves) for other in record.called[call.name]
-    }
+def replaceable(record: Record, name: str, read: set[Node]) -> bool:
+    """Whether a module may return features or placeholders: nothing else that it returns is read later on."""
+    calls = record.called[name]
+    leaves = [leaf for call in calls for leaf in zip(call.leaves, call.nodes, call.given, strict=True)]
+    shapes = {tuple(getattr(leaf, "shape", leaf) for leaf in call.leaves) for call in calls}
     return (
         len(shapes) == 1
-        and any(record.up[node] for node in call.nodes)
+        and any(record.up[node] for _, node, _ in leaves)
         and all(
             isinstance(leaf, _CONSTANTS) or given is not None or (node is not None and node not in read)
-            for leaf, node, given in zip(call.leaves, call.nodes, call.given, strict=True)
+            for leaf, node, given in leaves
         )
     )
 
 
-_CONSTANTS = (type(None), bool, int, float, str)
-
-
-def port_of(records: Sequence[Record], name: str) -> Port:
+def returned(records: Sequence[Record], name: str) -> Port:
     """What a module returns, from the recordings."""
     return _port([record.called.get(name, (None,))[0] for record in records], records)
 
@@ -308,52 +325,73 @@ def _leaf(at: int, seen: Sequence[tuple[Call, Record]]) -> Any:
     """Two recordings show which sizes grow with the batch; where there is one, the first size is taken to."""
     call, record = seen[0]
     tensor, feature = call.leaves[at], record.up[call.nodes[at]] > 0
-    if call.given[at] is not None and not feature:
-        return Given(call.given[at])
+    given = call.given[at]
+    if given is not None and not feature:
+        return Given(given)
     if not isinstance(tensor, Tensor):
         return tensor
     shape, *others = (tuple(other.leaves[at].shape) for other, _ in seen)
     growth = tuple(b - a for a, b in zip(shape, others[0], strict=True)) if others else ()
-    if not others and shape:
+    if shape and not others:
         growth = (shape[0] // record.examples, *[0] * (len(shape) - 1))
     moved = any(other.leaves[at]._version != other.versions[at] for other, _ in seen)
     return Leaf(f"_leaf{at}", shape, growth, record.examples, tensor.dtype, moved, feature)
 
 
-def _skeleton(
-    model: nn.Module, replayed: Sequence[Port], ends: Sequence[Port], last: str
-) -> tuple[nn.Module, tuple[tuple[nn.Module, nn.Module], ...]]:
-    """Shallow copies of the modules that return what they are given or that stop, and of what contains them."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    marked = {modules[port.name] for port in (*replayed, *ends)}
+def _graft(model: nn.Module, names: Iterable[str]) -> dict[nn.Module, nn.Module]:
+    """Every module with what stands for it: a shallow copy of the named ones and of what contains one."""
+    marked = {model.get_submodule(name) for name in names}
     twins: dict[nn.Module, nn.Module] = {}
-    skeleton = _graft(model, marked, twins)
-    for port in replayed:
-        twin = twins[modules[port.name]]
-        twin.forward = partial(_replay, twin, port)
-        twin._forward_hooks, twin._forward_pre_hooks = OrderedDict(), OrderedDict()
-        twin._buffers |= {leaf.slot: None for leaf in _leaves(port)}
-    kept = tuple((port, twins[modules[port.name]]) for port in ends)
-    for port, twin in kept:
-        twin.register_forward_hook(partial(_stop, kept) if port.name == last else partial(_keep, port))
-    return skeleton, tuple((twin, original) for original, twin in twins.items() if twin is not original)
 
+    def graft(module: nn.Module) -> nn.Module:
+        if module not in twins:
+            children = {name: child and graft(child) for name, child in module._modules.items()}
+            changed = any(child is not module._modules[name] for name, child in children.items())
+            twins[module] = _twin(module, children) if changed or module in marked else module
+        return twins[module]
 
-def _graft(module: nn.Module, marked: set[nn.Module], twins: dict[nn.Module, nn.Module]) -> nn.Module:
-    if module not in twins:
-        children = {
-            name: None if child is None else _graft(child, marked, twins)
-            for name, child in module._modules.items()
-        }
-        changed = any(child is not module._modules[name] for name, child in children.items())
-        twins[module] = _twin(module, children) if changed or module in marked else module
-    return twins[module]
+    graft(model)
+    return twins
 
 
 def _twin(module: nn.Module, children: Mapping[str, nn.Module | None]) -> nn.Module:
-    """A shallow copy with other children; it shares every attribute and no registry with the original."""
+    """A shallow copy with other children: it shares the original's attributes, but not its registries."""
     twin = object.__new__(type(module))
-    registries = {name: copy.copy(value) for name, value in vars(module).items() if isinstance(value, dict)}
+    registries = {key: copy.copy(value) for key, value in vars(module).items() if isinstance(value, dict)}
     vars(twin).update(vars(module) | registries)
     twin._modules.update(children)
     return twin
+
+
+def _replace(twins: Mapping[nn.Module, nn.Module], model: nn.Module, ports: Iterable[Port]) -> None:
+    """Let modules return what they are given."""
+    for port in ports:
+        twin = twins[model.get_submodule(port.name)]
+        twin.forward = partial(_replay, twin, port)
+        twin._forward_hooks, twin._forward_pre_hooks = OrderedDict(), OrderedDict()
+        twin._buffers |= {leaf.slot: None for leaf in _leaves(port)}
+
+
+def _hook(twins: Mapping[nn.Module, nn.Module], model: nn.Module, ends: Sequence[Port], last: str) -> None:
+    """Let modules at the end of a stage keep their output, and the last one stop."""
+    kept = tuple((port, twins[model.get_submodule(port.name)]) for port in ends)
+    for port, twin in kept:
+        twin.register_forward_hook(partial(_stop, kept) if port.name == last else partial(_keep, port))
+
+
+def _scratch(
+    twins: Mapping[nn.Module, nn.Module], model: nn.Module, written: Iterable[tuple[str, str]]
+) -> tuple[Scratch, ...]:
+    """What a forward writes besides tensors, as it is after a change of mode: some caches live until then."""
+    keys: dict[str, list[str]] = {}
+    for name, key in sorted(written):
+        keys.setdefault(name, []).append(key)
+    clean = replica(model, model, lambda tensor: tensor).train().eval() if keys else model
+    return tuple(
+        Scratch(
+            twins[model.get_submodule(name)],
+            tuple(own),
+            {key: value for key, value in vars(clean.get_submodule(name)).items() if key in own},
+        )
+        for name, own in keys.items()
+    )

@@ -1,11 +1,11 @@
 """One forward pass of a model, recorded: which modules ran, what they returned, and what depends on what.
 
 The recording runs a replica of the model, on fake tensors (shapes without arithmetic) where the model allows
-it, so the model itself is never touched. It keeps autograd's graph, which answers the questions of `split`:
+it, so the model itself is never touched. It keeps autograd's graph, and that answers what `split` must know:
 
 * Which outputs are cuts? Those that lie on every path from the logits back to the input.
 * What may be left out before a cut? What depends on the input and is not read behind the cut. A mask, a
-  rotary table or a position bias does not depend on the input; it is computed again in every stage.
+  rotary table or a position bias does not depend on the input; every stage computes it again.
 * Which parameters does a stage read? Those whose leaves its part of the graph reaches.
 """
 
@@ -23,7 +23,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 T = TypeVar("T")
-Node = Any  # torch.autograd.graph.Node, whose classes are made in C++
+Node = Any  # torch.autograd.graph.Node: its classes are made in C++
+_REGISTRIES = frozenset(vars(nn.Module()))
 
 
 class Call(NamedTuple):
@@ -35,8 +36,8 @@ class Call(NamedTuple):
     spec: pytree.TreeSpec
     leaves: tuple[Any, ...]
     nodes: tuple[Node | None, ...]  # of each leaf, as it was when the module ended
-    versions: tuple[int, ...]  # likewise; a later operation in place moves a tensor's version
-    given: tuple[int | None, ...]  # where among the arguments a leaf was found, if it was handed through
+    versions: tuple[int, ...]  # likewise: a later operation in place moves a tensor's version
+    given: tuple[int | None, ...]  # where among the arguments a leaf is, if it was handed through
 
 
 class Record(NamedTuple):
@@ -48,13 +49,16 @@ class Record(NamedTuple):
     examples: int
     logits: Any
     results: tuple[Node, ...]  # of the logits
+    reads: dict[Node, tuple[Node, ...]]  # the graph: what each node reads
+    entries: frozenset[Node]  # where the input enters
     down: Counter[Node]  # how many paths lead from the logits to a node
     up: Counter[Node]  # how many paths lead from a node to the input: 0 where it does not depend on it
-    parameters: dict[Tensor, str]  # the name of every parameter
+    parameters: dict[Tensor, str]
+    attributes: frozenset[tuple[str, str]]  # module and name of each plain attribute that was written
 
 
 def replica(thing: T, model: nn.Module, convert: Callable[[Tensor], Tensor]) -> T:
-    """A deep copy of a thing in which a model's tensors are `convert(tensor)`."""
+    """A deep copy of a thing in which the tensors of a model are `convert(tensor)`."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         for held in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
@@ -82,35 +86,45 @@ def logits(output: Any) -> Any:
 def record(model: nn.Module, batch: Any) -> Record:
     """Run a replica once and keep what happened. The first entry of the batch is the input."""
     args, kwargs = arguments(batch)
-    given = [*args, *kwargs.values()]
-    given[0] = pytree.tree_map_only(Tensor, _enter, given[0])
-    args, kwargs = tuple(given[: len(args)]), dict(zip(kwargs, given[len(args) :], strict=True))
-    lookups = _Lookups(leaf for leaf in pytree.tree_leaves(given[0]) if isinstance(leaf, Tensor))
+    first, *others = (*args, *kwargs.values())
+    first = pytree.tree_map_only(Tensor, _enter, first)
+    args, kwargs = ((first, *others), {}) if args else ((), dict(zip(kwargs, (first, *others), strict=True)))
+    lookups = _Lookups(leaf for leaf in pytree.tree_leaves(first) if isinstance(leaf, Tensor))
     inputs = _call("", (args, kwargs))
     calls: list[Call] = []
+    before = _attributes(model)
     with torch.enable_grad(), lookups, _listen(model, calls):
         output = logits(model(*args, **kwargs))
+    after = _attributes(model)
     calls.sort(key=lambda call: call.start)
-    results = tuple(_nodes(pytree.tree_leaves(output)))
-    order = _order([*results, *(node for call in calls for node in call.nodes)])
     called: dict[str, tuple[Call, ...]] = {}
     for call in calls:
         called[call.name] = (*called.get(call.name, ()), call)
+    results = tuple(node for node in _nodes(pytree.tree_leaves(output)) if node is not None)
+    reads = _graph([*results, *(node for call in calls for node in call.nodes if node is not None)])
+    up = _paths_up(reads, lookups.entries)
     return Record(
         calls=tuple(calls),
         called=called,
         inputs=inputs,
-        examples=next((len(leaf) for leaf in inputs.leaves if isinstance(leaf, Tensor) and leaf.ndim), 1),
+        examples=len(first) if isinstance(first, Tensor | list) else 1,
         logits=output,
         results=results,
-        down=_paths_down(order, results),
-        up=_paths_up(order, lookups.entries),
+        reads=reads,
+        entries=frozenset(
+            node for node in lookups.entries if not any(up[other] for other in reads.get(node, ()))
+        ),
+        down=_paths_down(reads, results),
+        up=up,
         parameters={tensor: name for name, tensor in model.named_parameters()},
+        attributes=frozenset(
+            key for key, held in after.items() if not _same_objects(held, before.get(key, ()))
+        ),
     )
 
 
 def _enter(tensor: Tensor) -> Tensor:
-    """An input that autograd follows; its clone's node is where the input enters the graph."""
+    """An input that autograd follows: its clone's node is where the input enters the graph."""
     return tensor.detach().requires_grad_().clone() if tensor.is_floating_point() else tensor
 
 
@@ -118,12 +132,8 @@ def _nodes(leaves: Iterable[Any]) -> tuple[Node | None, ...]:
     return tuple(leaf.grad_fn if isinstance(leaf, Tensor) else None for leaf in leaves)
 
 
-def _versions(leaves: Iterable[Any]) -> tuple[int, ...]:
-    return tuple(leaf._version if isinstance(leaf, Tensor) else 0 for leaf in leaves)
-
-
 class _Lookups(TorchFunctionMode):
-    """Finds where the input enters the graph: at its clone, or where its integers look up a table."""
+    """Finds where the input enters the graph: at its clone, or where its integers look something up."""
 
     def __init__(self, inputs: Iterable[Tensor]) -> None:
         super().__init__()
@@ -143,7 +153,7 @@ class _Lookups(TorchFunctionMode):
 
 
 def _listen(model: nn.Module, calls: list[Call]) -> ExitStack:
-    """Hooks on every module of a replica, that append each call when it ends."""
+    """Hooks on every module of a replica that append each call when it ends."""
     clock, began = itertools.count(), list[int]()
 
     def enter(*_: Any) -> None:
@@ -161,42 +171,62 @@ def _listen(model: nn.Module, calls: list[Call]) -> ExitStack:
 
 def _call(name: str, output: Any, given: Any = (), start: int = -1, end: int = -1) -> Call:
     leaves, spec = pytree.tree_flatten(output)
+    versions = tuple(leaf._version if isinstance(leaf, Tensor) else 0 for leaf in leaves)
     places = {id(leaf): at for at, leaf in enumerate(pytree.tree_leaves(given)) if isinstance(leaf, Tensor)}
     handed = tuple(places.get(id(leaf)) for leaf in leaves)
-    return Call(name, start, end, spec, tuple(leaves), _nodes(leaves), _versions(leaves), handed)
+    return Call(name, start, end, spec, tuple(leaves), _nodes(leaves), versions, handed)
 
 
-def _order(roots: Iterable[Node | None]) -> list[Node]:
-    """Every node of a graph, each before the nodes that it reads."""
-    return sorted(reach(roots), key=lambda node: node._sequence_nr(), reverse=True)
+def _attributes(model: nn.Module) -> dict[tuple[str, str], tuple[Any, ...]]:
+    """What every plain attribute of every module holds: itself, and the items of a container."""
+    held = {}
+    for name, module in model.named_modules():
+        for key in vars(module).keys() - _REGISTRIES:
+            value = vars(module)[key]
+            items = itertools.chain(*value.items()) if isinstance(value, dict) else value
+            held[name, key] = (value, *(items if isinstance(value, dict | list | set) else ()))
+    return held
 
 
-def reach(roots: Iterable[Node | None], stop: Iterable[Node | None] = ()) -> set[Node]:
-    """The nodes that some roots depend on, without going past the nodes at which to stop."""
-    seen: set[Node] = set()
-    stop = set(stop)
-    stack = [node for node in roots if node is not None]
+def _same_objects(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
+
+
+def _graph(roots: Sequence[Node]) -> dict[Node, tuple[Node, ...]]:
+    """Every node with those that it reads: each before them, but for the leaves, which read nothing."""
+    reads: dict[Node, tuple[Node, ...]] = {}
+    stack = list(roots)
+    while stack:
+        node = stack.pop()
+        if node not in reads:
+            reads[node] = tuple(below for below, _ in node.next_functions if below is not None)
+            stack += reads[node]
+    return {node: reads[node] for node in sorted(reads, key=lambda node: -node._sequence_nr())}
+
+
+def _paths_down(reads: Mapping[Node, tuple[Node, ...]], results: Iterable[Node]) -> Counter[Node]:
+    paths = Counter(results)
+    for node, below in reads.items():
+        for other in below:
+            paths[other] += paths[node]
+    return paths
+
+
+def _paths_up(reads: Mapping[Node, tuple[Node, ...]], entries: Iterable[Node]) -> Counter[Node]:
+    """A lookup by the input's integers is an entry only where no other entry lies below it."""
+    paths, entries = Counter[Node](), set(entries)
+    for node in reversed(reads):
+        paths[node] = sum(paths[other] for other in reads[node]) or int(node in entries)
+    return paths
+
+
+def reach(record: Record, roots: Iterable[Node], stop: Iterable[Node] = ()) -> set[Node]:
+    """The nodes that some roots depend on, up to the nodes at which to stop and without those."""
+    seen, stop = set[Node](), set(stop)
+    stack = list(roots)
     while stack:
         node = stack.pop()
         if node not in seen and node not in stop:
             seen.add(node)
-            stack += [below for below, _ in node.next_functions if below is not None]
+            stack += record.reads[node]
     return seen
-
-
-def _paths_down(order: Sequence[Node], results: Iterable[Node | None]) -> Counter[Node]:
-    paths = Counter(node for node in results if node is not None)
-    for node in order:
-        for below, _ in node.next_functions:
-            paths[below] += paths[node]
-    return paths
-
-
-def _paths_up(order: Sequence[Node], entries: Iterable[Node]) -> Counter[Node]:
-    """A lookup by the input's integers is an entry only where no other entry is below it."""
-    paths: Counter[Node] = Counter()
-    entries = set(entries)
-    for node in reversed(order):
-        below = sum(paths[other] for other, _ in node.next_functions)
-        paths[node] = below or int(node in entries)
-    return paths
