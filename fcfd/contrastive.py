@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._check import class_indices, rank, same_axes, same_shape
-from ._check import shape as _shape
+from ._check import class_indices, rank, same_axes, same_shape, shape as _shape
 from ._norms import normalize
 from ._precision import exact, upcast
 

@@ -8,12 +8,17 @@ from einops import reduce
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._check import rank, same_shape
-from ._check import shape as _shape
+from ._check import rank, same_shape, shape as _shape
 from ._norms import normalize
 from ._precision import upcast
 
 _BRIDGE = "Bridge one feature into the other's space first."
+
+
+def _mean(errors: Tensor) -> Tensor:
+    """The mean over all axes but the first."""
+    # A division of the few sums: the gradient of torch's mean is a tensor as large as the errors.
+    return errors.reshape(len(errors), -1).sum(1) / (errors.numel() // len(errors))
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -43,8 +48,7 @@ def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """
     rank("squared_error", "batch, ...", prediction=prediction, target=target)
     same_shape("squared_error", _BRIDGE, prediction=prediction, target=target)
-    error = (upcast(prediction) - upcast(target)).square()
-    return error.reshape(len(error), -1).mean(1)
+    return _mean(F.mse_loss(upcast(prediction), upcast(target), reduction="none"))
 
 
 def relative_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -74,7 +78,7 @@ def relative_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     rank("relative_squared_error", "batch, ...", prediction=prediction, target=target)
     same_shape("relative_squared_error", _BRIDGE, prediction=prediction, target=target)
     prediction, target = upcast(prediction), upcast(target)
-    error = (prediction - target).square().reshape(len(target), -1).sum(1)
+    error = F.mse_loss(prediction, target, reduction="none").reshape(len(target), -1).sum(1)
     return error / target.square().reshape(len(target), -1).sum(1).clamp(min=1e-12)
 
 
@@ -214,8 +218,8 @@ def factor_transfer(prediction: Tensor, target: Tensor) -> Tensor:
     """
     rank("factor_transfer", "batch, ...", prediction=prediction, target=target)
     same_shape("factor_transfer", _BRIDGE, prediction=prediction, target=target)
-    student, teacher = upcast(prediction).flatten(1), upcast(target).flatten(1)
-    return (normalize(student) - normalize(teacher)).abs().mean(1)
+    student, teacher = (upcast(factor).reshape(len(factor), -1) for factor in (prediction, target))
+    return _mean(F.l1_loss(normalize(student), normalize(teacher), reduction="none"))
 
 
 def activation_boundary(prediction: Tensor, target: Tensor, *, margin: float = 1.0) -> Tensor:
@@ -249,8 +253,8 @@ def activation_boundary(prediction: Tensor, target: Tensor, *, margin: float = 1
     rank("activation_boundary", "batch, ...", prediction=prediction, target=target)
     same_shape("activation_boundary", _BRIDGE, prediction=prediction, target=target)
     student = upcast(prediction)
-    signed = torch.where(target > 0, student, -student)
-    return F.relu(margin - signed).square().flatten(1).sum(1)
+    side = (target > 0).to(student.dtype) * 2 - 1
+    return F.relu(margin - side * student).square().reshape(len(student), -1).sum(1)
 
 
 def _per_channel(function: str, name: str, value: Tensor, feature: Tensor) -> Tensor:
@@ -295,7 +299,7 @@ def ofd(prediction: Tensor, target: Tensor, margin: Tensor) -> Tensor:
     student = upcast(prediction)
     goal = torch.maximum(upcast(target), _per_channel("ofd", "margin", margin, prediction))
     asked = (student > goal) | (goal > 0)
-    return torch.where(asked, student - goal, 0.0).square().flatten(1).sum(1)
+    return (F.mse_loss(student, goal, reduction="none") * asked).flatten(1).sum(1)
 
 
 def bn_margin(gamma: Tensor, beta: Tensor) -> Tensor:
@@ -367,8 +371,8 @@ def vid(prediction: Tensor, target: Tensor, log_scale: Tensor, *, eps: float = 1
     same_shape("vid", _BRIDGE, prediction=prediction, target=target)
     scale = _per_channel("vid", "log_scale", log_scale, prediction)
     variance = torch.logaddexp(scale, torch.zeros_like(scale)) + eps
-    error = (upcast(prediction) - upcast(target)).square()
-    return 0.5 * (error / variance + variance.log()).flatten(1).mean(1)
+    error = F.mse_loss(upcast(prediction), upcast(target), reduction="none")
+    return 0.5 * _mean(error / variance + variance.log())
 
 
 def mgd(
@@ -421,7 +425,7 @@ def mgd(
         )
     generated = generator(prediction * mask.detach().to(prediction.dtype))
     same_shape("mgd", "The generator must keep the shape.", generated=generated, target=target)
-    return alpha * (upcast(generated) - upcast(target)).square().flatten(1).sum(1)
+    return alpha * F.mse_loss(upcast(generated), upcast(target), reduction="none").flatten(1).sum(1)
 
 
 def srd(prediction: Tensor, target: Tensor, *, exponent: float = 4.0, eps: float = 1e-4) -> Tensor:

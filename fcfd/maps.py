@@ -1,12 +1,11 @@
 """Losses between maps ``[batch, channels, height, width]``, compared through space and channels."""
 
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._check import rank, same_axes, same_shape
-from ._check import shape as _shape
+from ._check import rank, same_axes, same_shape, shape as _shape
 from ._norms import normalize, root
 from ._precision import exact, upcast
 
@@ -61,7 +60,8 @@ def attention_transfer(prediction: Tensor, target: Tensor, *, p: float = 2.0) ->
     same_axes("attention_transfer", "batch", _EXAMPLES, prediction=prediction, target=target)
 
     def attention(feature: Tensor) -> Tensor:
-        return normalize(torch.linalg.vector_norm(feature, p, dim=1).pow(p).flatten(1))
+        powers = feature.pow(p) if p % 2 == 0 else feature.abs().pow(p)
+        return normalize(powers.sum(1).flatten(1))
 
     student, teacher = _one_size(upcast(prediction), upcast(target))
     return (attention(student) - attention(teacher)).square().mean(1)
@@ -100,11 +100,9 @@ def hcl(prediction: Tensor, target: Tensor, *, sizes: tuple[int, ...] = (4, 2, 1
     difference = upcast(prediction) - upcast(target)
     levels = [size for size in sizes if size < difference.shape[-2]]
     # Pooling is linear, so the difference is pooled once instead of both maps.
-    error = reduce(difference.square(), "b c h w -> b", "mean")
-    for k, size in enumerate(levels, 1):
-        pooled = F.adaptive_avg_pool2d(difference, size)
-        error = error + reduce(pooled.square(), "b c h w -> b", "mean") / 2**k
-    return error / sum(2.0**-k for k in range(len(levels) + 1))
+    pooled = [difference, *(F.adaptive_avg_pool2d(difference, size) for size in levels)]
+    errors = [level.square().sum((1, 2, 3)) / (level[0].numel() * 2**k) for k, level in enumerate(pooled)]
+    return torch.stack(errors).sum(0) / sum(2.0**-k for k in range(len(errors)))
 
 
 def channel_wise_divergence(prediction: Tensor, target: Tensor, *, temperature: float = 4.0) -> Tensor:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._check import rank, same_axes, same_shape
-from ._check import shape as _shape
+from ._check import rank, same_axes, same_shape, shape as _shape
 from ._norms import normalize, root
 from ._precision import exact, upcast
 
@@ -101,9 +100,10 @@ def rkd_angle(prediction: Tensor, target: Tensor) -> Tensor:
         target: Embeddings of the same examples, of any dimensions.
 
     Returns:
-        A scalar. Time grows with batch³ · dimensions. The angles are visited a few vertices at a time and
-        their gradient is found on the way, so that memory does not grow with batch³, neither here nor for
-        the backward pass. Differentiate it once: its second derivatives are taken for zero.
+        A scalar. The cosines come from the distances by the law of cosines, so that time grows with
+        batch² · dimensions + batch³. They are visited a few vertices at a time and their gradient is found
+        on the way, so that memory grows with batch² only, here and for the backward pass. Differentiate it
+        once: its second derivatives are taken for zero.
 
     Raises:
         ValueError: The examples differ, or there are fewer than two.
@@ -115,43 +115,63 @@ def rkd_angle(prediction: Tensor, target: Tensor) -> Tensor:
 
     Reference:
         Park et al.: Relational Knowledge Distillation, CVPR 2019, arXiv 1904.05068. Checked against
-        lenscloth/RKD `RkdAngle`, which holds all batch³ angles and detaches the target.
+        lenscloth/RKD `RkdAngle`, which holds all batch³ angles and detaches the target. As in `rkd_distance`,
+        equal rows are exactly that.
     """
     student, teacher = _rows("rkd_angle", 2, prediction=prediction, target=target)
-    with exact(prediction):
-        loss, *gradients = _angle_loss(student.detach(), teacher.detach())
+    squares = [_squared_distances(student), _squared_distances(teacher)]
+    sides = [(root(square), square) for square in squares]
+    loss, gradients = _angle_loss([[side.detach() for side in network] for network in sides])
     # Adds zero to the value, and the gradient that is already known.
-    for rows, gradient in zip((student, teacher), gradients, strict=True):
-        loss = loss + (gradient * (rows - rows.detach())).sum()
-    return loss
+    for network, known in zip(sides, gradients, strict=True):
+        for side, gradient in zip(network, known, strict=True):
+            loss = loss + (gradient * (side - side.detach())).sum()
+    return loss / len(student) ** 3
 
 
-def _angle_loss(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The value of `rkd_angle` and its gradients, found together for one block of vertices after another."""
-    batch, dimensions = len(student), max(student.shape[1], teacher.shape[1])
-    block = max(1, 2**22 // (batch * max(batch, dimensions)))
-    total = student.new_zeros(())
-    gradients = [torch.zeros_like(student), torch.zeros_like(teacher)]
+def _angle_loss(networks: list[list[Tensor]]) -> tuple[Tensor, list[list[Tensor]]]:
+    """The sum of huber(cosine − cosine') over all triples, and its gradients, a block of vertices at a time.
+
+    ```
+    cosine at k between i and j = (d_ki² + d_kj² − d_ij²) / (2 d_ki d_kj)
+    ```
+
+    A network is its distances and their squares. The gradient of each comes as of an independent matrix.
+    """
+    batch = len(networks[0][0])
+    block = max(1, 2**22 // batch**2)
+    total = networks[0][0].new_zeros(())
+    gradients = [[torch.zeros_like(side) for side in network] for network in networks]
     for start in range(0, batch, block):
-        networks = [_directions(rows, start, block) for rows in (student, teacher)]
-        angles = [units @ units.mT for units, _ in networks]
-        difference = angles[0] - angles[1]
+        vertices = slice(start, start + block)
+        inverses = [_inverse(distances[vertices]) for distances, _ in networks]
+        products = [w.unsqueeze(2) * w.unsqueeze(1) for w in inverses]
+        cosines = [
+            _cosines(distances[vertices], squares, w, product)
+            for (distances, squares), w, product in zip(networks, inverses, products, strict=True)
+        ]
+        difference = cosines[0] - cosines[1]
         slope = difference.clamp(-1, 1)
         total = total + (slope * (difference - slope / 2)).sum()
-        for sign, gradient, (units, lengths) in zip((2, -2), gradients, networks, strict=True):
-            pull = sign * (slope @ units)
-            pull = (pull - units * (pull * units).sum(-1, keepdim=True)) / lengths
-            gradient += pull.sum(0)
-            gradient[start : start + block] -= pull.sum(1)
-    return total / batch**3, gradients[0] / batch**3, gradients[1] / batch**3
+        for sign, (of_distances, of_squares), cosine, w, product in zip(
+            (1, -1), gradients, cosines, inverses, products, strict=True
+        ):
+            pull = (slope @ w.unsqueeze(2)).squeeze(2) - w * (slope * cosine).sum(2)
+            of_distances[vertices] += 2 * sign * pull
+            of_squares -= sign * (slope * product).sum(0) / 2
+    return total, gradients
 
 
-def _directions(rows: Tensor, start: int, block: int) -> tuple[Tensor, Tensor]:
-    """Unit vectors from a block of rows to every row, and their lengths; 1 for rows that are equal."""
-    difference = rows - rows[start : start + block].unsqueeze(1)
-    lengths = torch.linalg.vector_norm(difference, dim=-1, keepdim=True)
-    lengths = torch.where(lengths > 1e-12, lengths, 1.0)
-    return difference / lengths, lengths
+def _inverse(distances: Tensor) -> Tensor:
+    """1 / d, and 0 where d is: rows that are equal have no direction, and every angle there the cosine 0."""
+    apart = distances > 0
+    return torch.where(apart, 1 / torch.where(apart, distances, 1.0), 0.0)
+
+
+def _cosines(distances: Tensor, squares: Tensor, inverse: Tensor, product: Tensor) -> Tensor:
+    """The cosines `[vertices, batch, batch]` at some vertices, by the law of cosines."""
+    ratios = distances.unsqueeze(2) * inverse.unsqueeze(1)
+    return (ratios + ratios.mT - squares * product) / 2
 
 
 def hard_dark_rank(

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fcfd import features as f
-from fcfd import logits
+from fcfd import features as f, logits
 
 from ._types import Adapters
 
