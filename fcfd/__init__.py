@@ -3,6 +3,7 @@
 from . import losses as losses, recipes as recipes, schedules as schedules
 from .bridges import bridge as bridge
 from .link import Linked as Linked, link as link
+from .match import match as match
 from .paths import (
     bridged as bridged,
     crossings as crossings,
@@ -15,7 +16,7 @@ from .paths import (
 from .split import Network as Network, split as split
 from .stages import frozen as frozen, stage as stage, write_buffers_ as write_buffers_
 from .terms import Term as Term, reads as reads
-from .transforms import checkpointed as checkpointed, compiled as compiled
+from .transforms import checkpointed as checkpointed, compiled as compiled, joined as joined
 from .walk import (
     Aux as Aux,
     measure as measure,

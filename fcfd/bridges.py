@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from einops import rearrange
+from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,6 +38,9 @@ def bridge(source: tuple[int, ...], target: tuple[int, ...], *, rectified: bool 
     | map → tokens | as from map to map → flatten; a class token is the mean of the others |
     | tokens → tokens | resize the grid, keep the class tokens → linear, no bias → layer norm |
     | vector → vector | linear, no bias → batch norm |
+
+    A map is `[batch, channels, height, width]`; where the first two sizes alone are equal, as in Swin's
+    `[2, 7, 7, 768]`, the channels are taken to be last.
 
     LeakyReLU(0.1) follows where the target's features are rectified. The first three rows and the activation
     are the published bridge; the rest goes beyond it (the authors' code refuses every other shape).
@@ -68,14 +72,18 @@ def bridge(source: tuple[int, ...], target: tuple[int, ...], *, rectified: bool 
     Reference:
         Liu et al.: Function-Consistent Feature Distillation, ICLR 2023, arXiv 2304.11832; the authors' code.
     """
-    layouts = {2: "vector", 3: "tokens", 4: "map"}
-    kinds = layouts.get(len(source)), layouts.get(len(target))
+    kinds = _kind(source), _kind(target)
+    parts: dict[str, nn.Module] = {}
+    if channels_last(source):
+        source = (source[0], source[3], source[1], source[2])
+        parts["first"] = Rearrange("b h w c -> b c h w")
+    goal = (target[0], target[3], target[1], target[2]) if channels_last(target) else target
     if kinds == ("vector", "vector"):
-        parts = {"linear": nn.Linear(source[1], target[1], bias=False), "bn": nn.BatchNorm1d(target[1])}
+        parts |= {"linear": nn.Linear(source[1], goal[1], bias=False), "bn": nn.BatchNorm1d(goal[1])}
     elif kinds == ("tokens", "tokens"):
-        parts = _token_parts(source, target)
+        parts |= _token_parts(source, goal)
     elif set(kinds) <= {"tokens", "map"}:
-        parts = _conv_parts(source, target)
+        parts |= _conv_parts(source, goal)
     else:
         raise ValueError(
             f"bridge: no bridge leads from {list(source)} to {list(target)}. Maps [batch, channels, height, "
@@ -84,9 +92,31 @@ def bridge(source: tuple[int, ...], target: tuple[int, ...], *, rectified: bool 
         )
     if rectified:
         parts["act"] = nn.LeakyReLU(0.1)
-    if kinds[1] == "tokens" and kinds[0] == "map":
+    if channels_last(target):
+        parts["last"] = Rearrange("b c h w -> b h w c")
+    elif kinds == ("map", "tokens"):
         parts["tokens"] = MapToTokens(_square(target[1]).prefix)
     return nn.Sequential(OrderedDict(parts))
+
+
+def _kind(shape: tuple[int, ...]) -> str | None:
+    return {2: "vector", 3: "tokens", 4: "map"}.get(len(shape))
+
+
+def channels_last(shape: tuple[int, ...]) -> bool:
+    """Whether a feature is a map whose last axis is the channels: its first two sizes alone are equal."""
+    return len(shape) == 4 and shape[1] == shape[2] != shape[3]
+
+
+def places(shape: tuple[int, ...]) -> int:
+    """How many places in space a feature has: pixels of a map, tokens of a sequence, one of a vector.
+
+    Example:
+        >>> places((2, 64, 7, 7)), places((2, 7, 7, 64)), places((2, 49, 64)), places((2, 64))
+        (49, 49, 49, 1)
+    """
+    space = shape[1:-1] if channels_last(shape) or len(shape) == 3 else shape[2:]
+    return math.prod(space)
 
 
 def _token_parts(source: tuple[int, ...], target: tuple[int, ...]) -> dict[str, nn.Module]:

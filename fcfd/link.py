@@ -1,16 +1,19 @@
 """Link networks: their columns, the bridges that some paths need, and the three dicts that a walk takes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ._check import shape
 from .bridges import bridge
+from .match import match
 from .paths import bridged, crossings, depth, plan, step
-from .split import Network
+from .split import Boundary, Network
 from .stages import Column, Stage, frozen, stage
+from .transforms import joined
 from .walk import walk
 
 
@@ -26,6 +29,7 @@ class Linked(NamedTuple):
         bridges: All bridges as one module, for the optimizer, `.to` and `state_dict`: the bridge after
             stage 1 from the student to the teacher is `bridges["s>t"]["1"]`.
         crossings: The paths to draw from.
+        names: Where each stage of each network ends, side by side: what was matched with what.
     """
 
     stages: dict[str, Column]
@@ -33,6 +37,7 @@ class Linked(NamedTuple):
     buffers: dict[str, dict[str, Tensor]]
     bridges: nn.ModuleDict
     crossings: tuple[str, ...]
+    names: dict[str, tuple[Boundary, ...]]
 
 
 def link(
@@ -53,8 +58,11 @@ def link(
     reference, and a module that moves gets new ones.
 
     Args:
-        networks: What `fcfd.split` returned, by letter. All have the same number of stages.
-        example: A batch that all networks can read; two examples are enough.
+        networks: What `fcfd.split` returned, by letter. Where one has more stages than another, those are
+            joined that end nowhere near a stage of the other (`fcfd.match`): `names` says how. To choose for
+            yourself, cut both into the same number of stages.
+        example: A batch that all networks can read, or one for each, `{"s": ..., "t": ...}`; two examples
+            are enough.
         student: The letter of the network that learns. Every other network is frozen.
         teacher: The letter of the network that it learns from.
         first: The earliest depth that is bridged. Where the first stage is a stem alone, as in the
@@ -68,8 +76,8 @@ def link(
         A `Linked`.
 
     Raises:
-        ValueError: The networks differ in the number of stages, a path does not fit them, a bridge of your
-            own returns the wrong shape or is needed by no path, or no bridge fits the shapes.
+        ValueError: A network is missing, a path does not fit the networks, a bridge of your own returns the
+            wrong shape or is needed by no path, or no bridge fits the shapes.
 
     Example:
         >>> import fcfd
@@ -80,41 +88,71 @@ def link(
         >>> [name for name, _ in nets.bridges.named_parameters()][0]
         's>t.0.linear.weight'
     """
-    count = _stage_count(networks, student, teacher)
+    for letter in (student, teacher):
+        if letter not in networks:
+            raise ValueError(f"link: there is no network {letter!r}, only {', '.join(map(repr, networks))}.")
+    networks, values = _alike(networks, example)
+    count = len(networks[student].stages)
     if paths is None:
         between = (student + teacher, teacher + student)
         paths = crossings(count, between, first=first) + bridged(count, between[:1], first=first)
     paths = tuple(paths)
     _check_paths(paths, networks, count)
-    columns = {letter: network.stages for letter, network in networks.items()}
-    params = {letter: frozen(network.params) for letter, network in networks.items()}
-    buffers = {letter: dict(network.buffers) for letter, network in networks.items()}
-    pure = [letter * at for letter in networks for at in range(1, count)]
-    with torch.no_grad(), torch.random.fork_rng():
-        values, _ = walk(pure, columns, params, buffers, {"": example})
-    own = dict(bridges or {})
     own = dict(bridges or {})
     modules = _build(plan(paths), values, own)
+    columns = {letter: network.stages for letter, network in networks.items()}
+    params = {letter: frozen(network.params) for letter, network in networks.items()}
     params[student] = dict(networks[student].params)
+    buffers = {letter: dict(network.buffers) for letter, network in networks.items()}
     for column, built in modules.items():
         columns[column] = tuple(_entry(built, at, own) for at in range(count - 1))
         params[column] = dict(built.named_parameters())
         buffers[column] = dict(built.named_buffers())
-    whole = tuple(path for path in paths if depth(path) == count and len(set(path)) > 1)
-    return Linked(columns, params, buffers, nn.ModuleDict(modules), whole)
+    return Linked(
+        stages=columns,
+        params=params,
+        buffers=buffers,
+        bridges=nn.ModuleDict(modules),
+        crossings=tuple(path for path in paths if depth(path) == count and len(set(path)) > 1),
+        names={letter: network.names for letter, network in networks.items()},
+    )
 
 
-def _stage_count(networks: Mapping[str, Network], student: str, teacher: str) -> int:
-    for letter in (student, teacher):
-        if letter not in networks:
-            raise ValueError(f"link: there is no network {letter!r}, only {', '.join(map(repr, networks))}.")
-    counts = {letter: len(network.stages) for letter, network in networks.items()}
-    if len(set(counts.values())) > 1:
-        raise ValueError(
-            f"link: the networks have {counts} stages; cut them alike: split(model, at=[...]) with the same "
-            "number of boundaries."
+def _alike(networks: Mapping[str, Network], example: Any) -> tuple[dict[str, Network], dict[str, Any]]:
+    """The networks with as many stages as the one that has fewest, and their features on the example."""
+    features = {letter: _features(letter, network, example) for letter, network in networks.items()}
+    least = min(features.values(), key=len)
+    alike, values = {}, {"": example}
+    for letter, network in networks.items():
+        depths: Sequence[int] = range(1, len(least) + 1)
+        if len(features[letter]) > len(least):
+            depths = match([_size(value) for value in features[letter]], [_size(value) for value in least])
+        ends = (*depths, len(network.stages))
+        alike[letter] = network._replace(
+            stages=joined(network.stages, ends), names=tuple(network.names[end - 1] for end in ends)
         )
-    return counts[student]
+        values |= {letter * at: features[letter][end - 1] for at, end in enumerate(depths, start=1)}
+    return alike, values
+
+
+def _features(letter: str, network: Network, example: Any) -> list[Any]:
+    """What every stage but the last returns on the example, without gradient or any other trace."""
+    paths = [letter * at for at in range(1, len(network.stages))]
+    with torch.no_grad(), torch.random.fork_rng():
+        values, _ = walk(
+            paths,
+            {letter: network.stages},
+            {letter: network.params},
+            {letter: network.buffers},
+            {"": example},
+        )
+    return [values[path] for path in paths]
+
+
+def _size(feature: Any) -> tuple[int, ...]:
+    """The shape of a feature, or of the first tensor of one that has several."""
+    leaf = next(leaf for leaf in pytree.tree_leaves(feature) if isinstance(leaf, Tensor))
+    return tuple(leaf.shape)
 
 
 def _check_paths(paths: Iterable[str], networks: Mapping[str, Network], count: int) -> None:
@@ -149,6 +187,10 @@ def _build(
         elif column[1] == "&":
             raise ValueError(
                 f"link: {name!r} needs a bridge that sees its target: pass bridges={{{name!r}: ...}}."
+            )
+        elif not (isinstance(source, Tensor) and isinstance(target, Tensor)):
+            raise ValueError(
+                f"link: {name!r} leads between features of several tensors; pass bridges={{{name!r}: ...}}."
             )
         else:
             made = bridge(tuple(source.shape), tuple(target.shape), rectified=bool(target.min() >= 0))

@@ -78,7 +78,7 @@ def _recomputed(
     return y, new
 
 
-def joined(stages: tuple[Stage, ...], ends: Sequence[int]) -> tuple[Stage, ...]:
+def joined(stages: Column, ends: Sequence[int]) -> Column:
     """Join neighbouring stages, so that a column has fewer.
 
     Args:
@@ -89,7 +89,7 @@ def joined(stages: tuple[Stage, ...], ends: Sequence[int]) -> tuple[Stage, ...]:
         A column of `len(ends)` stages.
 
     Raises:
-        ValueError: The depths do not increase, or do not end where the column does.
+        ValueError: The depths do not increase, or do not end where the column does, or a stage is missing.
 
     Example:
         >>> double = lambda params, buffers, x: (2 * x, {})
@@ -97,11 +97,13 @@ def joined(stages: tuple[Stage, ...], ends: Sequence[int]) -> tuple[Stage, ...]:
         >>> first({}, {}, 1)[0], second({}, {}, 1)[0]
         (2, 4)
     """
-    if sorted({*ends} - {0}) != list(ends) or list(ends)[-1:] != [len(stages)]:
+    whole = tuple(stage for stage in stages if stage is not None)
+    if sorted({*ends} - {0}) != list(ends) or [*ends][-1:] != [len(whole)] or len(whole) < len(stages):
         raise ValueError(
-            f"joined: ends {list(ends)} must increase from at least 1 to {len(stages)}, the number of stages."
+            f"joined: ends {list(ends)} must increase from at least 1 to {len(stages)}, the number of stages, "
+            "of a network (bridges are no chain)."
         )
-    return tuple(partial(_in_turn, stages[start:end]) for start, end in zip((0, *ends), ends, strict=False))
+    return tuple(partial(_in_turn, whole[start:end]) for start, end in zip((0, *ends), ends, strict=False))
 
 
 def _in_turn(

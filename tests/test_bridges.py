@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from torch import nn
 from torch.nn import functional as F
 
 from fcfd import bridge
+from fcfd.bridges import channels_last
 
 side = st.integers(1, 12)
 channels = st.integers(1, 5)
@@ -20,6 +20,7 @@ def _children(module: nn.Module) -> list[str]:
 @settings(max_examples=40, deadline=None)
 @given(channels, side, side, channels, side, side, st.booleans())
 def test_a_map_reaches_any_other_map(c, h, w, c2, h2, w2, rectified):
+    assume(not channels_last((2, c, h, w)) and not channels_last((2, c2, h2, w2)))
     module = bridge((2, c, h, w), (2, c2, h2, w2), rectified=rectified)
     x = torch.randn(2, c, h, w, requires_grad=True)
     y = module.eval()(x)
@@ -111,6 +112,21 @@ def test_tokens_without_a_grid_are_resized_along_their_length():
     assert resize(torch.randn(2, 12, 6)).shape == (2, 30, 6)
 
 
+@pytest.mark.parametrize("rectified", [False, True])
+def test_channels_may_be_last(rectified):
+    """A bridge to or from `[batch, height, width, channels]` is the bridge of the other order, rearranged."""
+    shapes = {"first": (2, 6, 4, 4), "last": (2, 4, 4, 6)}
+    for source, target in [("first", "last"), ("last", "first"), ("last", "last")]:
+        module = bridge(shapes[source], shapes[target], rectified=rectified).eval()
+        x = torch.randn(shapes[source])
+        y = module(x)
+        assert y.shape == shapes[target]
+        plain = bridge(shapes["first"], shapes["first"], rectified=rectified).eval()
+        plain.load_state_dict(module.state_dict())
+        same = plain(x if source == "first" else x.movedim(3, 1))
+        torch.testing.assert_close(y if target == "first" else y.movedim(3, 1), same)
+
+
 def test_vectors():
     module = bridge((2, 6), (2, 4), rectified=True)
     assert _children(module) == ["linear", "bn", "act"]
@@ -118,7 +134,12 @@ def test_vectors():
 
 
 def test_bridges_compile_in_one_graph():
-    for source, target in [((2, 3, 6, 6), (2, 4, 4, 4)), ((2, 17, 6), (2, 3, 4, 4)), ((2, 17, 6), (2, 5, 4))]:
+    for source, target in [
+        ((2, 3, 6, 6), (2, 4, 4, 4)),
+        ((2, 17, 6), (2, 3, 4, 4)),
+        ((2, 17, 6), (2, 5, 4)),
+        ((2, 7, 7, 6), (2, 17, 4)),
+    ]:
         module = bridge(source, target).eval()
         x = torch.randn(source)
         compiled = torch.compile(module, fullgraph=True, backend="aot_eager")

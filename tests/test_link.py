@@ -167,10 +167,53 @@ def test_what_does_not_fit_is_refused(options, text):
     assert text in str(error.value)
 
 
-def test_other_counts_of_stages_are_refused():
-    *_, networks = _networks()
-    short = fcfd.split([nn.Flatten(), nn.Linear(192, 10).double()])
-    with pytest.raises(
-        ValueError, match=r"link: the networks have \{'t': 4, 's': 2\} stages; cut them alike"
-    ):
-        fcfd.link({"t": networks["t"], "s": short}, example=batch()[0])
+def test_a_longer_network_is_joined_where_its_resolutions_match():
+    """Five stages at 8, 8, 4, 2 pixels against three at 8 and 4: the teacher's second and third are met."""
+
+    def block(channels, out, stride):
+        return nn.Sequential(nn.Conv2d(channels, out, 3, stride, 1), nn.BatchNorm2d(out), nn.ReLU())
+
+    def head(channels):
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
+
+    teacher = [block(3, 4, 1), block(4, 4, 1), block(4, 8, 2), block(8, 8, 2), head(8)]
+    student = [block(3, 3, 1), block(3, 3, 2), head(3)]
+    images, labels = batch(dtype=torch.float32)
+    nets = fcfd.link({"t": fcfd.split(teacher), "s": fcfd.split(student)}, example=images)
+    assert nets.names == {"t": ("1", "2", "4"), "s": ("0", "1", "2")}
+    assert nets.crossings == ("stt", "tss")
+    loss, aux = losses.fcfd(nets.stages, nets.params, nets.buffers, images, labels, paths=nets.crossings)
+    assert aux.values["tt"].shape == (4, 8, 4, 4)
+    whole = nn.Sequential(*teacher)
+    torch.testing.assert_close(aux.values["ttt"], whole(images))
+    loss.backward()
+
+
+def test_networks_may_read_other_inputs():
+    def network(pixels):
+        return fcfd.split(
+            [
+                nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU()),
+                nn.Sequential(nn.Flatten(), nn.Linear(pixels**2, 3)),
+            ]
+        )
+
+    example = {"s": torch.randn(2, 3, 8, 8), "t": torch.randn(2, 3, 16, 16)}
+    nets = fcfd.link({"s": network(8), "t": network(16)}, example=example, paths=("st", "ts", "s>t"))
+    loss, aux = losses.fcfd(
+        nets.stages, nets.params, nets.buffers, example, torch.tensor([0, 2]), paths=nets.crossings
+    )
+    assert aux.values["s>t"].shape == aux.values["t"].shape == (2, 4, 8, 8)
+    loss.backward()
+
+
+def test_features_of_several_tensors_need_a_bridge_of_one_s_own():
+    def two(x):
+        return x, x
+
+    def head(x):
+        return x[0].mean((2, 3))
+
+    networks = {letter: fcfd.split([two, head]) for letter in "st"}
+    with pytest.raises(ValueError, match=r"link: 's>t' leads between features of several tensors"):
+        fcfd.link(networks, example=batch()[0])

@@ -18,15 +18,16 @@ LAYERS = (
     ("stages", "bridges"),
     ("_record",),
     ("_inject", "transforms"),
-    ("split",),
+    ("split", "match"),
     ("walk", "recipes"),
     ("link", "losses"),
 )
 """A module imports only from layers before its own, and never from the package root."""
 
 SURFACE = """
-    Aux Linked Network Term bridge bridged checkpointed compiled crossings depth draw frozen link losses
-    measure objective plan prefixes reads recipes schedules settle split stage step total walk write_buffers_
+    Aux Linked Network Term bridge bridged checkpointed compiled crossings depth draw frozen joined link
+    losses match measure objective plan prefixes reads recipes schedules settle split stage step total walk
+    write_buffers_
 """
 
 
