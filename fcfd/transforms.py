@@ -100,7 +100,7 @@ def joined(stages: Column, ends: Sequence[int]) -> Column:
     whole = tuple(stage for stage in stages if stage is not None)
     if sorted({*ends} - {0}) != list(ends) or [*ends][-1:] != [len(whole)] or len(whole) < len(stages):
         raise ValueError(
-            f"joined: ends {list(ends)} must increase from at least 1 to {len(stages)}, the number of stages, "
+            f"joined: ends {list(ends)} must increase from at least 1 to {len(stages)}, the number of stages "
             "of a network (bridges are no chain)."
         )
     return tuple(partial(_in_turn, whole[start:end]) for start, end in zip((0, *ends), ends, strict=False))

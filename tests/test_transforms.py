@@ -105,9 +105,8 @@ def test_joined_stages_compute_the_same(mode):
     *_, nets = pair(teacher_mode=mode)
     images, _ = batch()
     for letter in "st":
-        apart, written = fcfd.walk(
-            fcfd.plan([letter * 4]), nets.stages, nets.params, nets.buffers, {"": images}
-        )
+        dicts = nets.params, nets.buffers, {"": images}
+        apart, written = fcfd.walk(fcfd.plan([letter * 4]), nets.stages, *dicts)
         columns = {letter: joined(nets.stages[letter], (2, 4))}
         values, of_joined = fcfd.walk((letter, letter * 2), columns, *dicts)
         assert torch.equal(values[letter], apart[letter * 2])
