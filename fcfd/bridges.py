@@ -14,6 +14,7 @@ from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ._layout import channel_axis, channels_last
 from .maps import channel_stats_align
 
 
@@ -101,22 +102,6 @@ def bridge(source: tuple[int, ...], target: tuple[int, ...], *, rectified: bool 
 
 def _kind(shape: tuple[int, ...]) -> str | None:
     return {2: "vector", 3: "tokens", 4: "map"}.get(len(shape))
-
-
-def channels_last(shape: tuple[int, ...]) -> bool:
-    """Whether a feature is a map whose last axis is the channels: its first two sizes alone are equal."""
-    return len(shape) == 4 and shape[1] == shape[2] != shape[3]
-
-
-def places(shape: tuple[int, ...]) -> int:
-    """How many places in space a feature has: pixels of a map, tokens of a sequence, one of a vector.
-
-    Example:
-        >>> places((2, 64, 7, 7)), places((2, 7, 7, 64)), places((2, 49, 64)), places((2, 64))
-        (49, 49, 49, 1)
-    """
-    space = shape[1:-1] if channels_last(shape) or len(shape) == 3 else shape[2:]
-    return math.prod(space)
 
 
 def _token_parts(source: tuple[int, ...], target: tuple[int, ...]) -> dict[str, nn.Module]:
@@ -252,6 +237,6 @@ class MaskedMix(nn.Module):
     def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
         feature, seen = pair
         bridged: Tensor = self.bridge(feature)
-        channels = 1 if bridged.ndim == 4 else -1
+        channels = channel_axis(tuple(bridged.shape))
         places = bridged.detach().select(channels, 0).unsqueeze(channels)
         return torch.where(torch.rand_like(places) < self.keep, bridged, seen)

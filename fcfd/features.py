@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._check import rank, same_shape, shape as _shape
+from ._layout import average
 from ._norms import normalize
 from ._precision import upcast
 
@@ -83,15 +84,16 @@ def relative_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def pooled_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of what a classifier reads of two maps: rectified, averaged over space.
+    """Mean squared error of what a classifier reads of two features: rectified, averaged over space.
 
     ```
     loss[b] = mean_c (pool(prediction) − pool(target))²,    pool(f) = mean over space of max(f, 0)
     ```
 
     Args:
-        prediction: Map `[batch, channels, ...]`, already in the target's space.
-        target: Map of the same shape.
+        prediction: Map `[batch, channels, height, width]` or tokens `[batch, tokens, width]`, already in the
+            target's space. A map whose first two sizes alone are equal has its channels last.
+        target: Feature of the same shape.
 
     Returns:
         `[batch]`.
@@ -110,10 +112,8 @@ def pooled_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     rank("pooled_squared_error", "batch, channels, ...", prediction=prediction, target=target)
     same_shape("pooled_squared_error", _BRIDGE, prediction=prediction, target=target)
 
-    def pool(feature: Tensor) -> Tensor:
-        return reduce(F.relu(upcast(feature)), "batch channels ... -> batch channels", "mean")
-
-    return (pool(prediction) - pool(target)).square().mean(1)
+    pooled = [average(F.relu(upcast(feature))) for feature in (prediction, target)]
+    return (pooled[0] - pooled[1]).square().mean(1)
 
 
 def attended_squared_error(prediction: Tensor, target: Tensor, attention: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from math import log2
 
-from .bridges import places
+from ._layout import places
 
 
 def match(longer: Sequence[tuple[int, ...]], shorter: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from functools import partial
 
 from torch import Tensor
 
+from ._layout import average
 from .contrastive import info_nce
 from .features import pooled_squared_error, relative_squared_error, squared_error
 from .logits import cross_entropy, kl, ofa
@@ -382,11 +383,7 @@ def hybrid_assistant(
 
 def _pooled_info_nce(prediction: Tensor, target: Tensor, *, temperature: float | Tensor) -> Tensor:
     """`info_nce` of features averaged over space, or over tokens."""
-    return info_nce(_average(prediction), _average(target), temperature=temperature)
-
-
-def _average(feature: Tensor) -> Tensor:
-    return feature.mean(1) if feature.ndim == 3 else feature.flatten(2).mean(2)
+    return info_nce(average(prediction), average(target), temperature=temperature)
 
 
 def multi_teacher(

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fcfd import bridge
-from fcfd.bridges import channels_last
+from fcfd._layout import average, channels_last, places
 
 side = st.integers(1, 12)
 channels = st.integers(1, 5)
@@ -125,6 +125,15 @@ def test_channels_may_be_last(rectified):
         plain.load_state_dict(module.state_dict())
         same = plain(x if source == "first" else x.movedim(3, 1))
         torch.testing.assert_close(y if target == "first" else y.movedim(3, 1), same)
+
+
+def test_a_pooled_feature_is_averaged_over_its_places():
+    """Maps, channels-last maps and tokens of the same content have the same mean for each channel."""
+    x = torch.randn(2, 6, 4, 4)
+    for feature in (x, x.movedim(1, 3), x.flatten(2).mT):
+        torch.testing.assert_close(average(feature), x.mean((2, 3)))
+        assert places(tuple(feature.shape)) == 16
+    assert average(x[:, :, 0, 0]).shape == (2, 6)
 
 
 def test_vectors():

@@ -12,7 +12,7 @@ from fcfd import losses
 PACKAGE = Path(fcfd.__file__).parent
 
 LAYERS = (
-    ("_check", "_precision", "_norms", "paths", "schedules"),
+    ("_check", "_layout", "_precision", "_norms", "paths", "schedules"),
     ("logits", "policies", "features", "maps", "relations", "contrastive", "detection"),
     ("terms",),
     ("stages", "bridges"),
