@@ -27,8 +27,6 @@ def places(shape: tuple[int, ...]) -> int:
 
 def average(feature: Tensor) -> Tensor:
     """The mean of a feature over its places: `[batch, channels]`."""
-    return (
-        feature.movedim(channel_axis(tuple(feature.shape)), 1).flatten(2).mean(2)
-        if feature.ndim > 2
-        else feature
-    )
+    if feature.ndim == 2:
+        return feature
+    return feature.movedim(channel_axis(tuple(feature.shape)), 1).flatten(2).mean(2)
