@@ -79,7 +79,8 @@ class Piece(NamedTuple):
     context: tuple[str, ...]  # their names, where the batch is a mapping
     params: dict[str, str]  # name in the model -> name in the network's dict: tied tensors share one
     buffers: dict[str, str]
-    writes: frozenset[str]  # the buffers that a run may change
+    copied: frozenset[str] = frozenset()  # the buffers that a run may change
+    returned: frozenset[str] = frozenset()  # those of them that are this stage's to return
 
 
 class _Stop(BaseException):
@@ -94,7 +95,7 @@ def run(piece: Piece, params: Params, buffers: Buffers, x: Any) -> tuple[Any, di
     _reset_copies(piece)
     weights = select("params", params, piece.params.values())
     state = select("buffers", buffers, piece.buffers.values())
-    state |= {name: state[name].clone() for name in piece.writes}
+    state |= {name: state[name].clone() for name in piece.copied}
     tensors = {own: weights[name] for own, name in piece.params.items()}
     tensors |= {own: state[name] for own, name in piece.buffers.items()}
     if piece.begin:
@@ -112,7 +113,8 @@ def run(piece: Piece, params: Params, buffers: Buffers, x: Any) -> tuple[Any, di
         y = logits(functional_call(piece.skeleton, tensors, args, kwargs, tie_weights=False))
     except _Stop as stop:
         y = stop.value
-    return y, {name: tensors[own] for own, name in piece.buffers.items() if name in piece.writes}
+    _reset_copies(piece)
+    return y, {name: tensors[own] for own, name in piece.buffers.items() if name in piece.returned}
 
 
 def _reset_copies(piece: Piece) -> None:
@@ -239,7 +241,6 @@ def piece(
         context=context,
         params={own: name for own, name in params.items() if name in needed},
         buffers={own: name for own, name in buffers.items() if name in needed},
-        writes=frozenset(name for name in buffers.values() if name in needed),
     )
 
 
@@ -278,15 +279,19 @@ def _survey(records: Sequence[Record], begin: Cut, end: Cut) -> tuple[set[str], 
 
 def _survey_one(record: Record, begin: Cut, end: Cut, keep: set[str]) -> tuple[set[str], set[str]]:
     read = reach(record, record.results, stop=nodes(record, begin))
-    start = max((record.called[name][-1].end for name in begin), default=-1)
-    stop = max((record.called[name][-1].end for name in end), default=record.calls[0].end)
+    injected = [record.called[name][0] for name in begin]
+    start = max((call.end for call in injected), default=-1)
+    stop = max((record.called[name][0].end for name in end), default=record.calls[0].end)
     out, ran, skipped = set[str](), set[str](), -1
     for call in record.calls:
         if call.end < skipped or call.start > stop:
             continue
+        around = any(call.start < other.start < call.end for other in injected)
         if call.name in begin:
             skipped = call.end
-        elif call.end < start and call.name not in keep and replaceable(record, call.name, read):
+        elif (
+            call.end < start and not around and call.name not in keep and replaceable(record, call.name, read)
+        ):
             skipped = call.end
             out.add(call.name)
         else:

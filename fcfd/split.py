@@ -84,11 +84,8 @@ def split(
     context = tuple(batch) if isinstance(batch, Mapping) else ()
     ends = zip(((), *boundaries), (*boundaries, ()), strict=True)
     pieces = tuple(piece(model, records, begin, end, context) for begin, end in ends)
-    writes = _rehearsed(model, pieces, batch, example, exact)
     return Network(
-        stages=tuple(
-            partial(run, part._replace(writes=own)) for part, own in zip(pieces, writes, strict=True)
-        ),
+        stages=tuple(partial(run, part) for part in _rehearsed(model, pieces, batch, example, exact)),
         params=dict(model.named_parameters()),
         buffers=dict(model.named_buffers()),
         names=(*map(_single, boundaries), _head(records[0], boundaries)),
@@ -374,9 +371,9 @@ def _head(seen: Record, boundaries: Sequence[Cut]) -> str:
 
 
 def _rehearsed(
-    model: nn.Module, pieces: Sequence[Piece], batch: Any, example: Any, exact: bool
-) -> list[frozenset[str]]:
-    """Run the stages in train and eval against the model; say which buffers each of them writes.
+    model: nn.Module, pieces: tuple[Piece, ...], batch: Any, example: Any, exact: bool
+) -> tuple[Piece, ...]:
+    """Run the stages in train and eval against the model, and note which buffers each of them writes.
 
     Where no example was given, small images will do, of a model that takes them.
     """
@@ -391,57 +388,98 @@ def _rehearsed(
         return _rehearse(model, pieces, images, exact)
 
 
-def _rehearse(model: nn.Module, pieces: Sequence[Piece], batch: Any, exact: bool) -> list[frozenset[str]]:
+def _rehearse(model: nn.Module, pieces: tuple[Piece, ...], batch: Any, exact: bool) -> tuple[Piece, ...]:
     """With perturbed tensors, which expose whatever is still read from the module."""
     with _random_state_kept(), torch.no_grad():
-        twin, parts = replica((model, tuple(pieces)), model, lambda tensor: tensor)
+        every = tuple(
+            part._replace(copied=frozenset(part.buffers.values()), returned=frozenset(part.buffers.values()))
+            for part in pieces
+        )
+        twin, parts = replica((model, every), model, lambda tensor: tensor)
         params = _perturbed(dict(model.named_parameters()), -0.01)
         buffers = _perturbed(dict(model.named_buffers()), 0.0)
-        written: list[set[str]] = [set() for _ in parts]
+        whole = partial(_whole, twin, params, buffers, batch)
+        chain = partial(_chain, parts, params, buffers, batch)
         for mode in ("train", "eval"):
             twin.train(mode == "train")
-            whole = partial(_whole, twin, params, buffers, batch)
-            chain = partial(_chain, parts, params, buffers, batch, written)
-            if not _same(_seeded(whole), _seeded(chain)):
-                _explain(whole, chain, mode, exact)
-    return [frozenset(names) for names in written]
+            expected, found = _seeded(whole), _seeded(chain)
+            if not _agree(buffers, expected, found):
+                _explain(buffers, whole, chain, mode, exact)
+            pieces = _note_writes(pieces, buffers, expected[1], found[1])
+    return pieces
+
+
+def _agree(before: Buffers, expected: tuple[Any, Buffers], found: tuple[Any, Sequence[Buffers]]) -> bool:
+    return _same(expected[0], found[0]) and None not in _writers(before, expected[1], found[1]).values()
+
+
+def _writers(before: Buffers, after: Buffers, left: Sequence[Buffers]) -> dict[str, int | None]:
+    """Of each buffer that the model writes, the first stage that leaves it as the model does.
+
+    What the forward of a container writes, every stage writes that runs it: that one stage returns it.
+    """
+    changed = [name for name, tensor in after.items() if not _equal(tensor, before[name])]
+    stages = {
+        name: [at for at, own in enumerate(left) if name in own and _equal(own[name], after[name])]
+        for name in changed
+    }
+    return {name: found[0] if found else None for name, found in stages.items()}
+
+
+def _note_writes(
+    pieces: tuple[Piece, ...], before: Buffers, after: Buffers, left: Sequence[Buffers]
+) -> tuple[Piece, ...]:
+    writers = _writers(before, after, left)
+    return tuple(
+        part._replace(
+            copied=part.copied
+            | {name for name, now in own.items() if now._version or not _equal(now, before[name])},
+            returned=part.returned | {name for name, writer in writers.items() if writer == at},
+        )
+        for at, (part, own) in enumerate(zip(pieces, left, strict=True))
+    )
 
 
 def _whole(model: nn.Module, params: Params, buffers: Buffers, batch: Any) -> tuple[Any, dict[str, Tensor]]:
+    """The model's logits, and its buffers afterwards."""
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, arguments(batch))
-    state = {name: tensor.clone() for name, tensor in buffers.items()}
+    given = {**params, **{name: tensor.clone() for name, tensor in buffers.items()}}
     own = _aliases(model.named_parameters(remove_duplicate=False), "")
     own |= _aliases(model.named_buffers(remove_duplicate=False), "")
-    tensors = {name: {**params, **state}[first] for name, first in own.items()}
+    tensors = {name: given[first] for name, first in own.items()}
     y = logits(functional_call(model, tensors, args, kwargs, tie_weights=False))
-    return y, {name: tensors[name] for name in state}
+    return y, {name: tensors[name] for name in buffers}
 
 
 def _chain(
-    pieces: Iterable[Piece], params: Params, buffers: Buffers, batch: Any, written: Iterable[set[str]]
-) -> tuple[Any, dict[str, Tensor]]:
+    pieces: Iterable[Piece], params: Params, buffers: Buffers, batch: Any
+) -> tuple[Any, list[dict[str, Tensor]]]:
+    """The logits that the stages compute, and the buffers as each of them left them."""
     context = batch if isinstance(batch, Mapping) else {}
-    value, state = batch, dict(buffers)
-    for part, names in zip(pieces, written, strict=True):
+    value, left = batch, []
+    for part in pieces:
         try:
-            value, new = run(part, params, {**state, **context}, value)
+            value, new = run(part, params, {**buffers, **context}, value)
         except Exception as error:
-            after = _listed(port.name for port in part.begin) or "the input"
+            after = _listed(port.name for port in part.begin) if part.begin else "the input"
             raise ValueError(
                 f"split: the stage after {after} does not run by itself ({type(error).__name__}: {error}). "
                 f"Use other boundaries, or {_BY_HAND}."
             ) from error
-        names |= {name for name, now in new.items() if now._version or not _same(now, state[name])}
-        state |= new
-    return value, state
+        left.append(new)
+    return value, left
 
 
-def _explain(whole: Callable[[], Any], chain: Callable[[], Any], mode: str, exact: bool) -> None:
+def _explain(
+    before: Buffers, whole: Callable[[], Any], chain: Callable[[], Any], mode: str, exact: bool
+) -> None:
     """Raise, unless the difference comes from random numbers alone and that was accepted."""
     expected, drawn = _with_equal_draws(whole)
     found, drawn_again = _with_equal_draws(chain)
-    if not _same(expected, found):
-        raise ValueError(f"split: compose(stages) differs from the model in {mode} mode. {_BY_HAND}")
+    if not _agree(before, expected, found):
+        raise ValueError(
+            f"split: compose(stages) differs from the model in {mode} mode. Use other boundaries, or {_BY_HAND}."
+        )
     if exact:
         names = sorted((drawn_again - drawn) | (drawn - drawn_again))
         raise ValueError(
