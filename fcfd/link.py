@@ -192,6 +192,12 @@ def _build(
             raise ValueError(
                 f"link: {name!r} leads between features of several tensors; pass bridges={{{name!r}: ...}}."
             )
+        elif _is_text(values[""]) and source.shape[1:-1] != target.shape[1:-1]:
+            raise ValueError(
+                f"link: {name!r} leads from {shape(source)} to {shape(target)}, and tokens of text in other "
+                f"numbers have no places in common. Give both networks the same tokens, or pass "
+                f"bridges={{{name!r}: ...}} that aligns them."
+            )
         else:
             made = bridge(tuple(source.shape), tuple(target.shape), rectified=bool(target.min() >= 0))
             made.to(source.device, source.dtype)
@@ -205,6 +211,12 @@ def _entry(built: nn.ModuleDict, at: int, own: Mapping[str, nn.Module]) -> Stage
         return None
     module = built[str(at)]
     return stage(module, f"{at}.", protect=any(module is other for other in own.values()))
+
+
+def _is_text(batch: Any) -> bool:
+    """Whether the networks read integers: tokens of text, not pixels."""
+    tensors = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+    return bool(tensors) and not tensors[0].is_floating_point()
 
 
 def _check_own(name: str, module: nn.Module, x: Any, target: Tensor) -> None:
