@@ -1,4 +1,4 @@
-"""FCFD between networks of different kinds, cut and bridged without an edit: a few steps, and the loss falls."""
+"""FCFD between networks of different kinds, cut and bridged without an edit: the loss falls."""
 
 from functools import cache
 
