@@ -1,0 +1,87 @@
+"""Fill the tables of the pages from what runs: `python -m docs.tables` writes them.
+
+A table stands between `<!-- table: losses of logits -->` and `<!-- end -->`. Those of losses come from the
+rows of `benchmarks.catalogue`, which the tests hold to the laws; those of recipes from the recipes.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.catalogue import ROWS, Row
+from fcfd import recipes
+from fcfd.paths import bridged
+from fcfd.terms import Term
+
+DOCS = Path(__file__).parent
+PAGES = [DOCS / "losses.md", *sorted(DOCS.glob("recipes/*.md"))]
+
+RECIPES: dict[str, Mapping[str, Term]] = {
+    "kd": recipes.kd(5),
+    "hints": recipes.hints(("sss>t",), weight=100.0),
+    "appearance": recipes.appearance(5, bridged(5, first=2)),
+    "function": recipes.function(5, ("ssttt", "ttsss")),
+    "fcfd": recipes.fcfd(5, ("ssttt", "ttsss"), bridged(5, first=2)),
+    "simkd": recipes.simkd(5),
+    "srrl": recipes.srrl(5),
+    "fula": recipes.fula("ssttt"),
+    "hybrid_assistant": recipes.hybrid_assistant(5),
+    "multi_teacher": recipes.multi_teacher(5, ("ssaaa", "bbsss"), ("sss>a", "sss>b")),
+    "two crossings": recipes.function(5, ("sstss",)),
+}
+"""What the pages of recipes show, for networks of five stages."""
+
+_MARK = re.compile(r"<!-- table: (\w+) of ([\w ]+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def written(text: str) -> str:
+    """A page with its tables filled."""
+    return _MARK.sub(_filled, text)
+
+
+def _filled(mark: re.Match[str]) -> str:
+    kinds = {"losses": _losses, "terms": _terms}
+    table = "\n".join(f"| {' | '.join(row)} |" for row in kinds[mark[1]](mark[2]))
+    return f"<!-- table: {mark[1]} of {mark[2]} -->\n{table}\n<!-- end -->"
+
+
+def _losses(family: str) -> list[tuple[str, ...]]:
+    rows = [row for row in ROWS if row.loss.__module__ == f"fcfd.{family}"]
+    head = ("function", "what for", "cost", "returns", "coupled by the batch?")
+    return [head, ("---",) * len(head), *map(_loss, rows)]
+
+
+def _loss(row: Row) -> tuple[str, ...]:
+    module, name = row.loss.__module__, row.loss.__name__
+    link = f"[`{name}`](api/{module.partition('.')[2]}.md#{module}.{name})"
+    returns = f"`[{row.output}]`" if row.output else "a scalar"
+    return link, row.purpose, row.cost, returns, row.couples or "no"
+
+
+def _terms(recipe: str) -> list[tuple[str, ...]]:
+    head = ("term", "loss", "prediction", "target", "weight")
+    return [head, ("---",) * len(head), *(_term(name, term) for name, term in RECIPES[recipe].items())]
+
+
+def _term(name: str, term: Term) -> tuple[str, ...]:
+    targets = (term.target,) if isinstance(term.target, str) else term.target
+    target = ", ".join(f"`{path}`" if path.islower() else path for path in targets)
+    return f"`{name}`", _called(term.loss), f"`{term.prediction}`", target, f"{term.weight:g}"
+
+
+def _called(loss: Callable[..., Any]) -> str:
+    """A loss with what was bound to it; a private one in the words of its docstring."""
+    if not isinstance(loss, partial):
+        return f"`{loss.__name__}`"
+    bound = ", ".join(f"{key}={value!r}" for key, value in loss.keywords.items())
+    if not loss.func.__name__.startswith("_"):
+        return f"`{loss.func.__name__}({bound})`"
+    sentence = (loss.func.__doc__ or "").split("\n")[0].rstrip(".")
+    return f"{sentence} (`{bound}`)"
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        page.write_text(written(page.read_text()))
