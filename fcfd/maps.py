@@ -151,6 +151,12 @@ def _channel_moments(function: str, feature: Tensor) -> tuple[Tensor, Tensor]:
     return mean, root(variance)
 
 
+def _standardized(function: str, feature: Tensor) -> Tensor:
+    """Every channel with the mean 0 and the deviation 1; a constant one only loses its mean."""
+    mean, deviation = _channel_moments(function, feature)
+    return (feature - mean) / torch.where(deviation > 0, deviation + 1e-6, 1.0)
+
+
 def pkd(prediction: Tensor, target: Tensor) -> Tensor:
     """Half the mean squared error of two maps, each standardised by channel: one minus their correlation.
 
@@ -184,12 +190,8 @@ def pkd(prediction: Tensor, target: Tensor) -> Tensor:
     """
     rank("pkd", "batch, channels, ...", prediction=prediction, target=target)
     same_shape("pkd", "Bridge or resize one map first.", prediction=prediction, target=target)
-
-    def standardized(feature: Tensor) -> Tensor:
-        mean, deviation = _channel_moments("pkd", feature)
-        return (feature - mean) / (deviation + 1e-6)
-
-    return 0.5 * (standardized(upcast(prediction)) - standardized(upcast(target))).square().mean()
+    student, teacher = _standardized("pkd", upcast(prediction)), _standardized("pkd", upcast(target))
+    return 0.5 * F.mse_loss(student, teacher)
 
 
 def channel_stats_align(feature: Tensor, target: Tensor) -> Tensor:
@@ -224,8 +226,8 @@ def channel_stats_align(feature: Tensor, target: Tensor) -> Tensor:
     name = "channel_stats_align"
     rank(name, "batch, channels, ...", feature=feature, target=target)
     same_axes(name, "batch, channels", _CHANNELS, feature=feature, target=target)
-    own, wanted = _channel_moments(name, upcast(feature)), _channel_moments(name, upcast(target))
-    return (upcast(feature) - own[0]) / (own[1] + 1e-6) * wanted[1] + wanted[0]
+    mean, deviation = _channel_moments(name, upcast(target))
+    return _standardized(name, upcast(feature)) * deviation + mean
 
 
 def wkd_feature(

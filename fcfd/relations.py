@@ -252,8 +252,8 @@ def pkt(prediction: Tensor, target: Tensor, *, eps: float = 1e-7) -> Tensor:
 
     def probabilities(rows: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        similarity = (_gram(rows / (norm + eps)).clamp_min(-1) + 1) / 2
-        return similarity / similarity.sum(1, keepdim=True)
+        twice = _gram(rows / (norm + eps)).clamp_min(-1) + 1
+        return twice / twice.sum(1, keepdim=True)
 
     likely, wanted = probabilities(student), probabilities(teacher)
     return (wanted * ((wanted + eps).log() - (likely + eps).log())).mean()
