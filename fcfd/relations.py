@@ -121,7 +121,8 @@ def rkd_angle(prediction: Tensor, target: Tensor) -> Tensor:
     student, teacher = _rows("rkd_angle", 2, prediction=prediction, target=target)
     squares = [_squared_distances(student), _squared_distances(teacher)]
     sides = [(root(square), square) for square in squares]
-    loss, gradients = _angle_loss([[side.detach() for side in network] for network in sides])
+    with exact(prediction):
+        loss, gradients = _angle_loss([[side.detach() for side in network] for network in sides])
     # Adds zero to the value, and the gradient that is already known.
     for network, known in zip(sides, gradients, strict=True):
         for side, gradient in zip(network, known, strict=True):

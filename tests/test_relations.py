@@ -36,6 +36,14 @@ def test_angles_work_under_transforms() -> None:
     torch.testing.assert_close(torch.func.vmap(torch.func.grad(rkd_angle))(student, teacher), wanted)
 
 
+def test_autocast_leaves_the_gradient_of_the_angles_alone() -> None:
+    student, teacher = rows(5, 4).float(), rows(5, 2, seed=1).float()
+    wanted = torch.func.grad(rkd_angle)(student, teacher)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = torch.func.grad(rkd_angle)(student, teacher)
+    torch.testing.assert_close(found, wanted)
+
+
 def test_distances_survive_a_large_common_offset() -> None:
     student, teacher = rows(8, 16), rows(8, 16, seed=1)
     wanted = rkd_distance(student, teacher)
