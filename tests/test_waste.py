@@ -32,7 +32,8 @@ class NoSynchronisation(TorchDispatchMode):
         masked = func is torch.ops.aten.index.Tensor and any(
             index is not None and index.dtype == torch.bool for index in args[1]
         )
-        assert func not in SYNCHRONISES and not masked, f"{func} waits for the device"
+        waits = masked or func in SYNCHRONISES
+        assert not waits, f"{func} waits for the device"
         return func(*args, **(kwargs or {}))
 
 
