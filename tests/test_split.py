@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
@@ -19,7 +18,7 @@ from tests.purity import assert_unchanged, snapshot
 
 
 class Tower(nn.Module):
-    """Convolutions with what goes wrong in practice: statistics, dropout, and a ReLU in place on a feature."""
+    """Convolutions with what goes wrong in practice: statistics, dropout, and operations in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +82,7 @@ class Attention(nn.Module):
 
 
 class Text(nn.Module):
-    """Integers in; a table by a module, a mask from another argument, tied weights, blocks that return tuples."""
+    """Integers in, a table from a module, a mask from another argument, tied weights, blocks of tuples."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,11 +149,10 @@ class Pyramid(nn.Module):
 class Body(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.low, self.high = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 6, 3, 2, 1)
+        self.low, self.high = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(3, 6, 3, 4, 1)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        low = self.low(x)
-        return {"low": low, "high": self.high(F.relu(low))}
+        return {"low": self.low(x), "high": self.high(x)}
 
 
 class Helped(nn.Module):
@@ -318,3 +316,236 @@ def test_networks_are_copied_and_pickled(case):
     assert_equal(compose(copy.deepcopy(network), batch), expected)
     if case != "parametrised":  # torch does not pickle these
         assert_equal(compose(pickle.loads(pickle.dumps(network)), batch), expected)
+
+
+def test_a_feature_survives_the_stages_that_read_it():
+    model, _, batch = built("resolutions")
+    network = fcfd.split(model, ["stem", "layer2"], example=batch)
+    for stage, x in zip(
+        network.stages,
+        (batch, torch.randn_like(batch[:, :1].repeat(1, 4, 1, 1)[..., ::2, ::2])),
+        strict=False,
+    ):
+        before = x.clone()
+        stage(network.params, network.buffers, x)
+        assert torch.equal(x, before)
+
+
+def test_nothing_stays_alive_after_a_stage():
+    model, at, batch = built("caches")
+    network = fcfd.split(model, at, example=batch)
+    gc.collect()
+    gc.disable()
+    try:
+        y, _ = network.stages[0](network.params, network.buffers, batch)
+        alive = weakref.ref(y)
+        del y
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "resolutions",
+        "in company",
+        *(pytest.param(case, marks=pytest.mark.slow) for case in ("text", "blocks")),
+    ],
+)
+def test_stages_compile_in_one_graph(case):
+    model, at, batch = built(case)
+    network = fcfd.split(model.eval(), at, example=batch)
+    torch._dynamo.reset()
+    stages = fcfd.compiled(network.stages, backend="aot_eager", dynamic=False)
+    for a, b in zip(compose(network._replace(stages=stages), batch), compose(network, batch), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("case", ["resolutions", "text", "only in training"])
+def test_stages_under_autocast(case):
+    model, at, batch = built(case)
+    model.float()
+    batch = pytree.tree_map(lambda x: x.float() if x.is_floating_point() else x, batch)
+    network = fcfd.split(model, at, example=batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.manual_seed(1)
+        expected = whole(model, batch)
+        torch.manual_seed(1)
+        assert_equal(compose(network, batch), expected)
+
+
+@pytest.mark.parametrize("case", ["resolutions", "concatenations", "blocks", "text"])
+def test_stages_under_transforms_and_checkpoints(case):
+    model, at, batch = built(case)
+    network = fcfd.split(model.eval(), at, example=batch)
+
+    def loss(params: Any) -> Tensor:
+        return compose(network, batch, params)[0].square().sum()
+
+    params = {name: tensor.detach() for name, tensor in network.params.items()}
+    found = torch.func.grad(loss)(params)
+    value, pull = torch.func.vjp(loss, params)
+    loss(network.params).backward()
+    for name, param in network.params.items():
+        expected = torch.zeros_like(param) if param.grad is None else param.grad
+        torch.testing.assert_close(found[name], expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(pull(torch.ones_like(value))[0][name], expected, rtol=1e-10, atol=1e-10)
+        param.grad = None
+    again = network._replace(stages=fcfd.checkpointed(network.stages))
+    compose(again, batch)[0].square().sum().backward()
+    for name, param in network.params.items():
+        torch.testing.assert_close(found[name], torch.zeros_like(param) if param.grad is None else param.grad)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # of torch's own jvp
+def test_stages_push_tangents_forward():
+    model, at, batch = built("concatenations")
+    network = fcfd.split(model.eval(), at, example=batch)
+
+    def loss(params: Any) -> Tensor:
+        return compose(network, batch, params)[0].square().sum()
+
+    params = {name: tensor.detach() for name, tensor in network.params.items()}
+    slopes = torch.func.grad(loss)(params)
+    expected = sum(slope.square().sum() for slope in slopes.values())
+    torch.testing.assert_close(torch.func.jvp(loss, (params,), (slopes,))[1], expected)
+
+
+def test_other_sizes_of_image():
+    model, at, batch = built("resolutions")
+    network = fcfd.split(model.eval(), at, example=batch)
+    images = torch.randn(3, 3, 20, 12, dtype=torch.float64)
+    assert_equal(compose(network, images), whole(model, images))
+
+
+def test_images_by_default():
+    network = fcfd.split(Tower())
+    assert network.names == ("stem", "layer2", "fc")
+    assert network.shapes == ((2, 4, 112, 112), (2, 6, 56, 56), (2, 5))
+    assert network.cuts == ("stem.0", "stem.1", "stem", "layer2.0", "layer2.1", "layer2")
+    assert str(network).splitlines()[:3] == [
+        "stage  ends at  returns",
+        "0      stem     (2, 4, 112, 112)",
+        "1      layer2   (2, 6, 56, 56)",
+    ]
+
+
+def test_modules_by_hand():
+    first, last = nn.Sequential(nn.Linear(6, 4), nn.ReLU()), nn.Linear(4, 6, bias=False)
+    last.weight = nn.Parameter(first[0].weight.detach().T.clone())
+    again = nn.Linear(6, 4)
+    again.weight = first[0].weight
+    network = fcfd.split([first, torch.relu_, last, again], example=ROWS.float())
+    assert list(network.params) == ["0.0.weight", "0.0.bias", "2.weight", "3.bias"]
+    assert network.names == ("0", "1", "2", "3")
+    assert network.shapes == ((2, 4), (2, 4), (2, 6), (2, 4))
+    model = nn.Sequential(first, nn.ReLU(), last, again)
+    assert_equal(compose(network, ROWS.float())[0], model(ROWS.float()))
+    assert_equal(compose(pickle.loads(pickle.dumps(network)), ROWS.float())[0], model(ROWS.float()))
+    feature = torch.randn(2, 4)
+    before = feature.clone()
+    network.stages[1]({}, {}, feature)
+    assert torch.equal(feature, before)
+
+
+def test_a_forgotten_argument_is_an_error():
+    model, at, batch = built("text")
+    network = fcfd.split(model, at, example=batch)
+    x, _ = network.stages[0](network.params, network.buffers, batch)
+    with pytest.raises(ValueError, match="^split: this model takes mask; stages after the first need it"):
+        network.stages[1](network.params, {**network.buffers, "ids": batch["ids"]}, x)
+
+
+class Drawing(nn.Module):
+    """Draws random numbers between its modules, which every later stage would draw again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.noise, self.b = nn.Linear(6, 6), Noise(), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.b(self.a(x) + self.noise(x.shape)), 0.5, self.training)
+
+
+class Noise(nn.Module):
+    def forward(self, shape: torch.Size) -> Tensor:
+        return torch.randn(shape[-1:], dtype=torch.float64) if self.training else torch.zeros(())
+
+
+def test_random_numbers_that_would_be_drawn_twice():
+    torch.manual_seed(0)
+    model = Drawing().double()
+    with pytest.raises(
+        ValueError, match=r"in train mode only by random numbers drawn in 'noise'\. Pass exact=False"
+    ):
+        fcfd.split(model, ["a", "b"], example=ROWS)
+    network = fcfd.split(model, ["a", "b"], example=ROWS, exact=False)
+    model.eval()
+    assert_equal(compose(network, ROWS)[0], model(ROWS))
+
+
+class Hidden(nn.Module):
+    """Reads a weight where no recording sees it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.b(x) * float(self.a.weight.detach().sum())
+
+
+REFUSED: dict[str, tuple[Any, Any, Any, str]] = {
+    "no such name": (Tower, ["steem"], IMAGES, r"Tower has no module 'steem'\. Near: 'stem'"),
+    "around": (
+        Tower,
+        ["layer1"],
+        IMAGES,
+        r"'layer1' is not a cut: .* the input through another path\. Valid",
+    ),
+    "inside": (
+        Text,
+        ["blocks.1.attend"],
+        TEXT,
+        r"depends on what enters 'blocks.1' through another path\. Va",
+    ),
+    "often": (Shared, ["act"], IMAGES, r"'act' runs 4 times in one forward; a boundary must run once\. Use"),
+    "never": (Text, ["blocks"], TEXT, r"'blocks' does not run in the forward"),
+    "table": (
+        Text,
+        ["distance"],
+        TEXT,
+        r"'distance' is not a cut: nothing that it returns depends on the inp",
+    ),
+    "company": (Pyramid, ["body.high"], IMAGES, r"'body.high' needs company: \('body.high', 'body.low'\)"),
+    "too many": (
+        Tower,
+        9,
+        IMAGES,
+        r"cannot make 9 stages by itself, of 2 resolutions and 2 blocks\. Pass at",
+    ),
+    "no maps": (normed, None, ROWS, r"has no maps or sequences .* Pass at=\[names\] out of '0', '1', '2'"),
+    "no image": (normed, None, None, r"does not run on an image batch \(2, 3, 224, 224\) .*Pass example="),
+    "example": (Tower, None, ROWS, r"Tower does not run on the example \(RuntimeError"),
+    "unseen": (Hidden, ["a"], ROWS, r"compose\(stages\) differs from the model in train mode\. Use other"),
+    "data parallel": (lambda: nn.DataParallel(Tower()), None, IMAGES, r"Split model\.module"),
+    "a list and names": (lambda: [Tower()], ["stem"], IMAGES, r"a list of modules is a model in stages"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refusal_says_what_to_do(case):
+    make, at, batch, text = REFUSED[case]
+    model = make()
+    model = model.double() if isinstance(model, nn.Module) and batch is not None else model
+    with pytest.raises(ValueError, match=f"^split: .*{text}"):
+        fcfd.split(model, at, example=batch)
+
+
+def test_a_compiled_model_is_refused():
+    compiled = nn.Module()  # torch.compile itself takes seconds to import its compiler
+    compiled._orig_mod = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"^split: the model is compiled\. Split model\._orig_mod"):
+        fcfd.split(compiled)
