@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.catalogue import ROWS, Row
+import torch
+
+from benchmarks.catalogue import ROWS, Row, Size
 from fcfd import recipes
 from fcfd.paths import bridged
 from fcfd.terms import Term
@@ -56,8 +58,15 @@ def _losses(family: str) -> list[tuple[str, ...]]:
 def _loss(row: Row) -> tuple[str, ...]:
     module, name = row.loss.__module__, row.loss.__name__
     link = f"[`{name}`](api/{module.partition('.')[2]}.md#{module}.{name})"
-    returns = f"`[{row.output}]`" if row.output else "a scalar"
-    return link, row.purpose, row.cost, returns, row.couples or "no"
+    return link, row.purpose, row.cost, _returned(row), row.couples or "no"
+
+
+def _returned(row: Row) -> str:
+    if row.output:
+        return f"`[{row.output}]`"
+    inputs = row.inputs(Size(), torch.Generator().manual_seed(0), torch.float64)
+    result = row.read(row.loss(*row.arrange(list(inputs.values())), **row.hyper))
+    return f"`{list(result.shape)}`" if result.ndim else "a scalar"
 
 
 def _terms(recipe: str) -> list[tuple[str, ...]]:
