@@ -8,8 +8,9 @@ The stage from boundary *a* to boundary *b* calls the model's own forward on a s
 
 So flags, dropout, statistics, control flow, masks and the size of the batch stay the model's own. A skeleton
 is made of shallow copies of those modules and of whatever contains them; every other module is the user's own
-object. Neither is written to: parameters, buffers, feature and placeholders all go in by `functional_call`,
-and the copies read train or eval from their originals at each call.
+object. Neither is written to: parameters, buffers, feature and placeholders all go in by `functional_call`.
+The copies are in eval until *a* returns, so that what runs before it draws no random number and writes no
+statistic a second time; from there on they take train or eval from their originals.
 """
 
 import copy
@@ -99,11 +100,11 @@ def run(piece: Piece, params: Params, buffers: Buffers, x: Any) -> tuple[Any, di
     tensors = {own: weights[name] for own, name in piece.params.items()}
     tensors |= {own: state[name] for own, name in piece.buffers.items()}
     if piece.begin:
-        features = _features(piece.begin, x)
-        like, examples = features[0][2], _examples(features)
+        given = _injected(piece.begin, x)
+        like, examples = given[0][2], _examples(given)
         for blank in (*piece.begin, *piece.ahead):
             tensors |= {_slot(blank, leaf): _placeholder(leaf, like, examples) for leaf in _leaves(blank)}
-        tensors |= {name: tensor.clone() if leaf.moved else tensor for name, leaf, tensor in features}
+        tensors |= {name: tensor.clone() if leaf.moved else tensor for name, leaf, tensor in given}
         args, kwargs = _arguments_again(piece, buffers, like, examples)
     else:
         args, kwargs = arguments(x)
@@ -119,7 +120,7 @@ def run(piece: Piece, params: Params, buffers: Buffers, x: Any) -> tuple[Any, di
 
 def _reset_copies(piece: Piece) -> None:
     for twin, original in piece.copies:
-        twin.training = original.training
+        twin.training = original.training and not piece.begin
     for twin, written, values in piece.scratch:
         for key in written:
             if key in values:
@@ -136,11 +137,16 @@ def _slot(port: Port, leaf: Leaf) -> str:
     return f"{port.name}.{leaf.slot}"
 
 
-def _features(begin: Sequence[Port], x: Any) -> list[tuple[str, Leaf, Tensor]]:
+def features(port: Port) -> list[Leaf]:
+    """The tensors that depend on the input and on which the logits depend."""
+    return [leaf for leaf in _leaves(port) if leaf.feature]
+
+
+def _injected(begin: Sequence[Port], x: Any) -> list[tuple[str, Leaf, Tensor]]:
     """Where each tensor of a feature goes, and what was recorded there."""
     found = []
     for port, value in zip(begin, (x,) if len(begin) == 1 else x, strict=True):
-        leaves = [leaf for leaf in _leaves(port) if leaf.feature]
+        leaves = features(port)
         tensors = _tensors(port, value) if len(leaves) > 1 else [value]
         found += [(_slot(port, leaf), leaf, tensor) for leaf, tensor in zip(leaves, tensors, strict=True)]
     return found
@@ -151,13 +157,13 @@ def _tensors(port: Port, output: Any) -> list[Tensor]:
     return [tensor for leaf, tensor in pairs if isinstance(leaf, Leaf) and leaf.feature]
 
 
-def _examples(features: Sequence[tuple[str, Leaf, Tensor]]) -> int:
+def _examples(given: Sequence[tuple[str, Leaf, Tensor]]) -> int:
     """How many examples a feature holds."""
-    for _, leaf, tensor in features:
+    for _, leaf, tensor in given:
         for now, size, growth in zip(tensor.shape, leaf.shape, leaf.growth, strict=False):
             if growth:
                 return leaf.examples + (now - size) // growth
-    return features[0][1].examples
+    return given[0][1].examples
 
 
 def _placeholder(leaf: Leaf, like: Tensor, examples: int) -> Tensor:
@@ -194,6 +200,12 @@ def _replay(twin: nn.Module, port: Port, *args: Any, **kwargs: Any) -> Any:
     return pytree.tree_map(fill, port.form)
 
 
+def _wake(copies: Sequence[tuple[nn.Module, nn.Module]], *_: Any) -> None:
+    """A hook on the last module that returns a feature: behind it the model is in its own mode."""
+    for twin, original in copies:
+        twin.training = original.training
+
+
 def _keep(port: Port, twin: nn.Module, _: Any, output: Any) -> None:
     """A hook on a module of a boundary of several: its output waits for the last one's."""
     twin._kept = pytree.tree_map_only(Tensor, torch.clone, _value(port, output))
@@ -219,7 +231,7 @@ def piece(
     """Make the stage between two boundaries; `()` stands for the input and for the logits."""
     params = _aliases(model.named_parameters(remove_duplicate=False), "")
     buffers = _aliases(model.named_buffers(remove_duplicate=False), "")
-    out, ran = _survey(records, begin, end)
+    out, ran, early = _survey(records, begin, end)
     called = {name for record in records for name in record.called}
     needed = {name for own, name in (params | buffers).items() if _owner(own, called) in ran}
     needed |= {name for record in records for name in _weights(record, begin, end)}
@@ -227,13 +239,17 @@ def piece(
         tuple(returned(records, name) for name in cut) for cut in (begin, end, sorted(out))
     )
     written = frozenset(key for record in records for key in record.attributes)
-    twins = _graft(model, {*begin, *end, *out, *(name for name, _ in written)})
+    twins = _graft(model, {*begin, *end, *out, *early, *(name for name, _ in written)})
+    copies = tuple((twin, original) for original, twin in twins.items() if twin is not original)
     _replace(twins, model, (*begins, *ahead))
-    _hook(twins, model, ends, max(end, key=lambda name: records[0].called[name][-1].end, default=""))
+    if begin:
+        twins[model.get_submodule(_last(records[0], begin))].register_forward_hook(partial(_wake, copies))
+    if end:
+        _hook(twins, model, ends, _last(records[0], end))
     return Piece(
         model=model,
         skeleton=twins[model],
-        copies=tuple((twin, original) for original, twin in twins.items() if twin is not original),
+        copies=copies,
         scratch=_scratch(twins, model, written),
         begin=begins,
         ahead=ahead,
@@ -250,10 +266,14 @@ def _owner(name: str, called: set[str]) -> str:
     return owner if owner in called else _owner(owner, called)
 
 
+def _last(record: Record, cut: Cut) -> str:
+    return max(cut, key=lambda name: record.called[name][0].end)
+
+
 def nodes(record: Record, cut: Cut) -> list[Node]:
     """Where the features of a boundary are in the graph."""
     calls = [call for name in cut for call in record.called.get(name, ())]
-    return [node for call in calls for node in call.nodes if record.up[node]]
+    return [node for call in calls for node in call.nodes if record.up[node] and record.down[node]]
 
 
 def _weights(record: Record, begin: Cut, end: Cut) -> set[str]:
@@ -263,26 +283,26 @@ def _weights(record: Record, begin: Cut, end: Cut) -> set[str]:
     return {record.parameters[leaf] for leaf in leaves if leaf in record.parameters}
 
 
-def _survey(records: Sequence[Record], begin: Cut, end: Cut) -> tuple[set[str], set[str]]:
-    """Which modules return placeholders in a stage, and which run.
+def _survey(records: Sequence[Record], begin: Cut, end: Cut) -> tuple[set[str], set[str], set[str]]:
+    """Which modules return placeholders in a stage, which run, and which of those run on placeholders.
 
     A module that could be left out in one call but not in another runs in both.
     """
     keep: set[str] = set()
     while True:
         surveys = [_survey_one(record, begin, end, keep) for record in records]
-        out, ran = (set[str]().union(*names) for names in zip(*surveys, strict=True))
+        out, ran, early = (set[str]().union(*names) for names in zip(*surveys, strict=True))
         if not out & ran:
-            return out, ran
+            return out, ran, early
         keep |= out & ran
 
 
-def _survey_one(record: Record, begin: Cut, end: Cut, keep: set[str]) -> tuple[set[str], set[str]]:
+def _survey_one(record: Record, begin: Cut, end: Cut, keep: set[str]) -> tuple[set[str], set[str], set[str]]:
     read = reach(record, record.results, stop=nodes(record, begin))
     injected = [record.called[name][0] for name in begin]
     start = max((call.end for call in injected), default=-1)
     stop = max((record.called[name][0].end for name in end), default=record.calls[0].end)
-    out, ran, skipped = set[str](), set[str](), -1
+    out, ran, early, skipped = set[str](), set[str](), set[str](), -1
     for call in record.calls:
         if call.end < skipped or call.start > stop:
             continue
@@ -296,7 +316,9 @@ def _survey_one(record: Record, begin: Cut, end: Cut, keep: set[str]) -> tuple[s
             out.add(call.name)
         else:
             ran.add(call.name)
-    return out, ran
+            if call.start < start and (around or any(record.up[node] for node in call.nodes)):
+                early.add(call.name)
+    return out, ran, early
 
 
 def replaceable(record: Record, name: str, read: set[Node]) -> bool:
@@ -329,7 +351,8 @@ def _port(calls: Sequence[Call | None], records: Sequence[Record]) -> Port:
 def _leaf(at: int, seen: Sequence[tuple[Call, Record]]) -> Any:
     """Two recordings show which sizes grow with the batch; where there is one, the first size is taken to."""
     call, record = seen[0]
-    tensor, feature = call.leaves[at], record.up[call.nodes[at]] > 0
+    tensor = call.leaves[at]
+    feature = any(part.up[other.nodes[at]] and part.down[other.nodes[at]] for other, part in seen)
     given = call.given[at]
     if given is not None and not feature:
         return Given(given)

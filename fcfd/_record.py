@@ -24,7 +24,8 @@ from torch.utils import _pytree as pytree
 
 T = TypeVar("T")
 Node = Any  # torch.autograd.graph.Node: its classes are made in C++
-_REGISTRIES = frozenset(vars(nn.Module()))
+_REGISTRIES = frozenset(vars(nn.Module())) - {"_forward_hooks"}
+_REQUIRES_GRAD = (Tensor.requires_grad.__set__,)  # type: ignore[attr-defined]
 
 
 class Call(NamedTuple):
@@ -142,6 +143,8 @@ class _Lookups(TorchFunctionMode):
         self.integers = {id(tensor): tensor for tensor in inputs if tensor.grad_fn is None}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _REQUIRES_GRAD:  # autograd follows everything here already
+            return None
         result = func(*args, **(kwargs or {}))
         if any(id(leaf) in self.integers for leaf in pytree.tree_leaves((args, kwargs))):
             for leaf in pytree.tree_leaves(result):

@@ -6,6 +6,8 @@ in numbers that the stages compose to the model. `split([module, ...])` is the w
 """
 
 import difflib
+import functools
+import gc
 import logging
 import random
 from collections import Counter
@@ -18,18 +20,19 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.module_tracker import ModuleTracker
 
-from ._inject import Cut, Piece, nodes, piece, replaceable, run
+from ._inject import Cut, Piece, features, nodes, piece, replaceable, returned, run
 from ._record import Record, arguments, logits, reach, record, replica
 from .stages import Buffers, Column, Params, _aliases, _run as run_module
 
 Boundary: TypeAlias = str | tuple[str, ...]
 _SIZES = (224, 256, 299, 384, 448, 512, 32, 28)  # of square images, tried in turn where no example is given
+_CACHED = type(functools.lru_cache(int))
 _BY_HAND = "write the stages by hand: split([module, ...])"
 
 
@@ -76,6 +79,11 @@ def split(
         return _by_hand(tuple(model), at, example)
     _refuse_wrappers(model)
     batch, records = _recorded(model, example)
+    if any(key == "_forward_hooks" for seen in records for _, key in seen.attributes):
+        kind = type(model).__name__
+        raise ValueError(
+            f"split: {kind} hooks its own modules when it first runs. Run it once, then split it."
+        )
     cuts = tuple(name for name in _in_order(records[0]) if all(_is_cut(record, name) for record in records))
     if at is None or isinstance(at, int):
         boundaries = _automatic(model, records[0], cuts, at)
@@ -89,7 +97,7 @@ def split(
         params=dict(model.named_parameters()),
         buffers=dict(model.named_buffers()),
         names=(*map(_single, boundaries), _head(records[0], boundaries)),
-        shapes=(*(_shape(records[0], cut) for cut in boundaries), _shapes(records[0].logits)),
+        shapes=(*(_shape(records, cut) for cut in boundaries), _shapes(records[0].logits)),
         cuts=cuts,
     )
 
@@ -170,12 +178,26 @@ def _images(model: nn.Module) -> list[Tensor]:
 def _record_twice(model: nn.Module, batch: Any, fake: bool) -> tuple[Record, Record]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     convert = partial(mode.from_tensor, static_shapes=True) if fake else _detached
-    with mode if fake else nullcontext(), _random_state_kept(), _no_log(FakeTensorMode.__module__):
-        twin = replica(model, model, convert)
-        for weight in twin.parameters():
-            weight.requires_grad_(weight.is_floating_point())
-        batch = pytree.tree_map_only(Tensor, convert, batch)
-        return record(twin.train().eval(), batch), record(twin.train(), _one_more(batch))
+    try:
+        with mode if fake else nullcontext(), _random_state_kept(), _no_log(FakeTensorMode.__module__):
+            twin = replica(model, model, convert)
+            for weight in twin.parameters():
+                weight.requires_grad_(weight.is_floating_point())
+            batch = pytree.tree_map_only(Tensor, convert, batch)
+            return record(twin.train().eval(), batch), record(twin.train(), _one_more(batch))
+    finally:
+        _forget_fake_tensors()
+
+
+def _forget_fake_tensors() -> None:
+    """Clear the cached functions that hold some: libraries keep tables of positions in them."""
+    for thing in gc.get_objects():
+        if type(thing) is _CACHED and any(
+            isinstance(leaf, FakeTensor)
+            for held in gc.get_referents(thing)
+            for leaf in pytree.tree_leaves(held)
+        ):
+            thing.cache_clear()
 
 
 def _detached(tensor: Tensor) -> Tensor:
@@ -248,6 +270,8 @@ def _automatic(model: nn.Module, seen: Record, cuts: Sequence[str], count: int |
 def _positions(seen: Record, name: str) -> int:
     """How many positions a feature has: a map with channels first or last, or a sequence."""
     shape = next(leaf.shape for leaf in seen.called[name][0].leaves if isinstance(leaf, Tensor))
+    if len(shape) == 3 and shape[-1] == 1:
+        return 1
     channels_last = len(shape) == 3 or (len(shape) > 3 and shape[-3] == shape[-2] != shape[-1])
     return prod(shape[1:-1]) if channels_last else prod(shape[2:])
 
@@ -345,12 +369,9 @@ def _shapes(value: Any) -> Any:
     return _single([tuple(leaf.shape) for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)])
 
 
-def _shape(seen: Record, cut: Cut) -> Any:
-    calls = [seen.called[name][0] for name in cut]
-    features = [
-        [leaf for leaf, node in zip(call.leaves, call.nodes, strict=True) if seen.up[node]] for call in calls
-    ]
-    return _single([_shapes(tensors) for tensors in features])
+def _shape(records: Sequence[Record], cut: Cut) -> Any:
+    ports = [returned(records, name) for name in cut]
+    return _single([_single([leaf.shape for leaf in features(port)]) for port in ports])
 
 
 def _shapes_by_hand(network: Network, example: Any) -> tuple[Any, ...]:
