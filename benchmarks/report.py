@@ -48,13 +48,13 @@ def _version(package: str) -> str:
 
 
 def table(results: dict[str, Any], *, against: str) -> None:
-    """Print a row a method: accuracy, the difference to one method on the same seeds, distance, seconds."""
+    """Print a row a method: accuracy, the difference to one method on the same seeds, distance, time."""
     shown = Table(
         title="{data}: {images} images to learn from, {test_images} to test on".format(**results),
         caption=f"mean ± deviation over {len(results['seeds'])} seeds\n"
         f"teacher: {results['teacher']['accuracy']:.1%}",
     )
-    for heading in ("method", "accuracy, %", f"− {against}", "distance, nats", "seconds"):
+    for heading in ("method", "accuracy, %", f"− {against}", "distance, nats", "CPU s"):
         shown.add_column(heading, justify="left" if heading == "method" else "right")
     methods = _by_method(results)
     for method, runs in methods.items():
@@ -65,7 +65,7 @@ def table(results: dict[str, Any], *, against: str) -> None:
             spread([100 * run["accuracy"] for run in runs], ".1f"),
             "" if method == against else spread(differences, "+.1f"),
             spread([fmean(run["distance"].values()) for run in runs], ".3f"),
-            f"{fmean(run['seconds'] for run in runs):.1f}",
+            f"{fmean(run['cpu_seconds'] for run in runs):.1f}",
         )
     Console().print(shown)
 
@@ -103,7 +103,7 @@ def _accuracies(
     trained = [method for method in methods if method != "untrained"]
     teacher = 100 * results["teacher"]["accuracy"]
     axes.axvline(teacher, color="#444444", linewidth=1, linestyle=(0, (4, 3)))
-    axes.annotate("teacher", (teacher, -0.55), (-4, 0), textcoords="offset points", ha="right", va="center")
+    axes.annotate("teacher", (teacher, -0.55), (-5, 0), textcoords="offset points", ha="right", va="center")
     for row, method in enumerate(trained):
         values = [100 * run["accuracy"] for run in methods[method]]
         mean = fmean(values)
@@ -116,8 +116,9 @@ def _accuracies(
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color="#eeeeee")
     axes.set_axisbelow(True)
-    axes.set_xlabel("test accuracy, %: every seed, and the mean")
-    axes.set_title("{data}, {images} images to learn from".format(**results))
+    axes.set_xlabel(f"test accuracy, %: {len(results['seeds'])} seeds, and the mean")
+    sizes = [results[network]["parameters"] for network in ("student", "teacher")]
+    axes.set_title("{data}: {images} images, {:,} parameters (teacher {:,})".format(*sizes, **results))
 
 
 def _distances(axes: Axes, methods: dict[str, Any], colours: dict[str, str]) -> None:
