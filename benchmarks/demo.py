@@ -113,8 +113,8 @@ def functional_distance(
     """How far off the teacher's later layers are on the student's features, by the path that reads them.
 
     Every student gets new bridges, trained alike: both networks frozen, on the images that the teacher
-    learned from, without labels, towards the loss that is then measured on test images (the first 1,000). So a student that
-    was trained with bridges has no advantage, and no distance is due to a bridge that nobody trained.
+    learned from, without labels, towards the loss that is then measured on the first 1,000 test images. So a
+    student that was trained with bridges has no advantage, and no distance is due to an untrained bridge.
 
     Returns:
         The mean divergence from the teacher's own logits in nats, at temperature 1.
@@ -139,7 +139,7 @@ def functional_distance(
     return {path: aux.parts[f"kl/{path}"].item() for path in READ}
 
 
-def networks(setting: Setting) -> tuple[nn.Sequential, nn.Sequential]:
+def pair(setting: Setting) -> tuple[nn.Sequential, nn.Sequential]:
     """A new teacher and a new student."""
     teacher = network(setting.teacher_width, convolutions=2, first_stride=setting.first_stride)
     return teacher, network(setting.student_width, convolutions=1, first_stride=setting.first_stride)
@@ -151,7 +151,7 @@ def measure(
     """One run: a record of what came out."""
     began = time.process_time()
     torch.manual_seed(seed)
-    _, student = networks(setting)
+    _, student = pair(setting)
     if method in METHODS:
         chosen = few(data.labels, setting.images_per_class, seed=seed)
         images, labels = data.images[chosen], data.labels[chosen]
@@ -174,7 +174,7 @@ def experiment(setting: Setting, data: Data, *, seeds: Iterable[int], folder: Pa
     todo = [run for run in wanted if run not in runs]
     steps = sum(setting.bridge_steps + setting.steps * (method in METHODS) for method, _ in todo)
     torch.manual_seed(0)
-    teacher, student = networks(setting)
+    teacher, student = pair(setting)
     with tqdm(total=steps + setting.teacher_steps * (not weights.exists()), unit="step") as progress:
         if weights.exists():
             teacher.load_state_dict(torch.load(weights, weights_only=True))
