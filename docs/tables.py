@@ -1,13 +1,16 @@
 """Fill the tables of the pages from what runs: `python -m docs.tables` writes them.
 
 A table stands between `<!-- table: losses of logits -->` and `<!-- end -->`. Those of losses come from the
-rows of `benchmarks.catalogue`, which the tests hold to the laws; those of recipes from the recipes.
+rows of `benchmarks.catalogue`, which the tests hold to the laws; those of recipes from the recipes; those of
+results from what the benchmarks published.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -18,7 +21,8 @@ from fcfd.paths import bridged
 from fcfd.terms import Term
 
 DOCS = Path(__file__).parent
-PAGES = [DOCS / "losses.md", *sorted(DOCS.glob("recipes/*.md"))]
+RESULTS = DOCS.parent / "benchmarks" / "results"
+PAGES = [DOCS.parent / "README.md", DOCS / "losses.md", *sorted(DOCS.glob("recipes/*.md"))]
 
 RECIPES: dict[str, Mapping[str, Term]] = {
     "kd": recipes.kd(5),
@@ -35,7 +39,7 @@ RECIPES: dict[str, Mapping[str, Term]] = {
 }
 """What the pages of recipes show, for networks of five stages."""
 
-_MARK = re.compile(r"<!-- table: (\w+) of ([\w ]+) -->\n.*?<!-- end -->", re.DOTALL)
+_MARK = re.compile(r"<!-- table: (\w+) of ([\w -]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def written(text: str) -> str:
@@ -44,7 +48,7 @@ def written(text: str) -> str:
 
 
 def _filled(mark: re.Match[str]) -> str:
-    kinds = {"losses": _losses, "terms": _terms}
+    kinds = {"losses": _losses, "terms": _terms, "results": _results}
     table = "\n".join(f"| {' | '.join(row)} |" for row in kinds[mark[1]](mark[2]))
     return f"<!-- table: {mark[1]} of {mark[2]} -->\n{table}\n<!-- end -->"
 
@@ -89,6 +93,23 @@ def _called(loss: Callable[..., Any]) -> str:
         return f"`{loss.func.__name__}({bound})`"
     sentence = (loss.func.__doc__ or "").split("\n")[0].rstrip(".")
     return f"{sentence} (`{bound}`)"
+
+
+def _results(name: str) -> list[tuple[str, ...]]:
+    """Accuracy and functional distance, mean ± deviation over seeds, a row a method."""
+    runs = json.loads((RESULTS / f"{name}.json").read_text())["runs"]
+    head = ("student learns by", "accuracy, %", "functional distance, nats")
+    rows = [head, ("---", "---:", "---:")]
+    for method in dict.fromkeys(run["method"] for run in runs):
+        own = [run for run in runs if run["method"] == method]
+        accuracy = _spread([100 * run["accuracy"] for run in own], 1)
+        rows.append((method, accuracy, _spread([fmean(run["distance"].values()) for run in own], 3)))
+    return rows
+
+
+def _spread(values: list[float], digits: int) -> str:
+    deviation = stdev(values) if len(values) > 1 else 0.0
+    return f"{fmean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
 if __name__ == "__main__":
