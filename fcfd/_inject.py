@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from ._record import Call, Node, Record, arguments, logits, reach, replica
+from ._record import Call, Node, Record, arguments, features, logits, plain, reach, replica
 from .stages import Buffers, Params, _aliases, select
 
-Cut = tuple[str, ...]  # the modules whose outputs are one boundary
 _CONSTANTS = (type(None), bool, int, float, str)
+Cut = tuple[str, ...]  # the modules whose outputs are one boundary
+Copies = tuple[tuple[nn.Module, nn.Module], ...]  # each shallow copy with its original
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Leaf:
     examples: int  # in the recording
     dtype: torch.dtype
     moved: bool  # whether a later operation in place changes it
-    feature: bool  # whether it depends on the input
+    feature: bool  # whether it depends on the input, and the logits on it
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,11 @@ class Port(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Plain attributes that a forward writes, such as caches: every call begins with the original values."""
+    """Plain attributes that a forward writes, such as caches, and what every call finds in them."""
 
     twin: nn.Module
-    written: tuple[str, ...]
-    original: dict[str, Any]
+    keys: tuple[str, ...]
+    found: dict[str, Any]
 
 
 class Piece(NamedTuple):
@@ -72,7 +73,7 @@ class Piece(NamedTuple):
 
     model: nn.Module
     skeleton: nn.Module
-    copies: tuple[tuple[nn.Module, nn.Module], ...]  # each shallow copy and its original
+    copies: Copies
     scratch: tuple[Scratch, ...]
     begin: tuple[Port, ...]  # where features are injected: nowhere in the first stage
     ahead: tuple[Port, ...]  # what returns placeholders
@@ -80,8 +81,7 @@ class Piece(NamedTuple):
     context: tuple[str, ...]  # their names, where the batch is a mapping
     params: dict[str, str]  # name in the model -> name in the network's dict: tied tensors share one
     buffers: dict[str, str]
-    copied: frozenset[str] = frozenset()  # the buffers that a run may change
-    returned: frozenset[str] = frozenset()  # those of them that are this stage's to return
+    writes: frozenset[str]  # the buffers that the stage writes
 
 
 class _Stop(BaseException):
@@ -93,43 +93,52 @@ class _Stop(BaseException):
 
 def run(piece: Piece, params: Params, buffers: Buffers, x: Any) -> tuple[Any, dict[str, Tensor]]:
     """Run a stage: `stage(params, buffers, x) -> (y, new_buffers)`."""
-    _reset_copies(piece)
     weights = select("params", params, piece.params.values())
     state = select("buffers", buffers, piece.buffers.values())
-    state |= {name: state[name].clone() for name in piece.copied}
+    state |= {name: state[name].clone() for name in piece.writes}
     tensors = {own: weights[name] for own, name in piece.params.items()}
     tensors |= {own: state[name] for own, name in piece.buffers.items()}
     if piece.begin:
-        given = _injected(piece.begin, x)
-        like, examples = given[0][2], _examples(given)
-        for blank in (*piece.begin, *piece.ahead):
-            tensors |= {_slot(blank, leaf): _placeholder(leaf, like, examples) for leaf in _leaves(blank)}
-        tensors |= {name: tensor.clone() if leaf.moved else tensor for name, leaf, tensor in given}
-        args, kwargs = _arguments_again(piece, buffers, like, examples)
+        injected = _injected(piece.begin, x)
+        blank = partial(_blank, like=injected[0][2], examples=_examples(injected))
+        tensors |= {
+            _slot(port, leaf): blank(leaf) for port in (*piece.begin, *piece.ahead) for leaf in leaves(port)
+        }
+        tensors |= {name: tensor.clone() if leaf.moved else tensor for name, leaf, tensor in injected}
+        args, kwargs = _context(piece, buffers) or pytree.tree_map_only(Leaf, blank, piece.inputs.form)
     else:
         args, kwargs = arguments(x)
-        if any(leaf.moved for leaf in _leaves(piece.inputs)):
+        if any(leaf.moved for leaf in leaves(piece.inputs)):
             args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
+    _reset(piece)
     try:
         y = logits(functional_call(piece.skeleton, tensors, args, kwargs, tie_weights=False))
     except _Stop as stop:
         y = stop.value
-    _reset_copies(piece)
-    return y, {name: tensors[own] for own, name in piece.buffers.items() if name in piece.returned}
+    _reset(piece)
+    return y, {name: tensors[own] for own, name in piece.buffers.items() if name in piece.writes}
 
 
-def _reset_copies(piece: Piece) -> None:
+def _reset(piece: Piece) -> None:
+    """Before a call, and after it so that nothing it computed stays alive."""
     for twin, original in piece.copies:
         twin.training = original.training and not piece.begin
-    for twin, written, values in piece.scratch:
-        for key in written:
-            if key in values:
-                setattr(twin, key, copy.copy(values[key]))
+    for twin, keys, found in piece.scratch:
+        for key in keys:
+            if key in found:
+                setattr(twin, key, copy.copy(found[key]))
             elif hasattr(twin, key):
                 delattr(twin, key)
 
 
-def _leaves(port: Port) -> list[Leaf]:
+def _wake(copies: Copies, *_: Any) -> None:
+    """A hook on the last module that returns a feature: behind it the model is in its own mode."""
+    for twin, original in copies:
+        twin.training = original.training
+
+
+def leaves(port: Port) -> list[Leaf]:
+    """The tensors that a module computes."""
     return [leaf for leaf in pytree.tree_leaves(port.form) if isinstance(leaf, Leaf)]
 
 
@@ -137,18 +146,13 @@ def _slot(port: Port, leaf: Leaf) -> str:
     return f"{port.name}.{leaf.slot}"
 
 
-def features(port: Port) -> list[Leaf]:
-    """The tensors that depend on the input and on which the logits depend."""
-    return [leaf for leaf in _leaves(port) if leaf.feature]
-
-
 def _injected(begin: Sequence[Port], x: Any) -> list[tuple[str, Leaf, Tensor]]:
     """Where each tensor of a feature goes, and what was recorded there."""
     found = []
     for port, value in zip(begin, (x,) if len(begin) == 1 else x, strict=True):
-        leaves = features(port)
-        tensors = _tensors(port, value) if len(leaves) > 1 else [value]
-        found += [(_slot(port, leaf), leaf, tensor) for leaf, tensor in zip(leaves, tensors, strict=True)]
+        own = [leaf for leaf in leaves(port) if leaf.feature]
+        tensors = [value] if len(own) == 1 else _tensors(port, value)
+        found += [(_slot(port, leaf), leaf, tensor) for leaf, tensor in zip(own, tensors, strict=True)]
     return found
 
 
@@ -157,35 +161,29 @@ def _tensors(port: Port, output: Any) -> list[Tensor]:
     return [tensor for leaf, tensor in pairs if isinstance(leaf, Leaf) and leaf.feature]
 
 
-def _examples(given: Sequence[tuple[str, Leaf, Tensor]]) -> int:
+def _examples(injected: Sequence[tuple[str, Leaf, Tensor]]) -> int:
     """How many examples a feature holds."""
-    for _, leaf, tensor in given:
+    for _, leaf, tensor in injected:
         for now, size, growth in zip(tensor.shape, leaf.shape, leaf.growth, strict=False):
             if growth:
                 return leaf.examples + (now - size) // growth
-    return given[0][1].examples
+    return injected[0][1].examples
 
 
-def _placeholder(leaf: Leaf, like: Tensor, examples: int) -> Tensor:
+def _blank(leaf: Leaf, like: Tensor, examples: int) -> Tensor:
+    """A placeholder."""
     more = examples - leaf.examples
     sizes = [size + more * growth for size, growth in zip(leaf.shape, leaf.growth, strict=True)]
     zero = like.new_zeros((), dtype=like.dtype if leaf.dtype.is_floating_point else leaf.dtype)
     return zero.expand(sizes).clone() if leaf.moved else zero.expand(sizes)
 
 
-def _arguments_again(
-    piece: Piece, buffers: Buffers, like: Tensor, examples: int
-) -> tuple[Any, dict[str, Any]]:
-    """The model's arguments in a later stage: the batch itself where it has names, otherwise placeholders."""
+def _context(piece: Piece, buffers: Buffers) -> tuple[tuple[()], dict[str, Any]] | None:
+    """The batch once more, where its entries have names."""
     for name in piece.context:
         if name not in buffers:
             raise ValueError(f"split: this model takes {name}; stages after the first need it.")
-    if piece.context:
-        return (), {name: buffers[name] for name in piece.context}
-    args, kwargs = pytree.tree_map_only(
-        Leaf, lambda leaf: _placeholder(leaf, like, examples), piece.inputs.form
-    )
-    return args, kwargs
+    return ((), {name: buffers[name] for name in piece.context}) if piece.context else None
 
 
 def _replay(twin: nn.Module, port: Port, *args: Any, **kwargs: Any) -> Any:
@@ -200,12 +198,6 @@ def _replay(twin: nn.Module, port: Port, *args: Any, **kwargs: Any) -> Any:
     return pytree.tree_map(fill, port.form)
 
 
-def _wake(copies: Sequence[tuple[nn.Module, nn.Module]], *_: Any) -> None:
-    """A hook on the last module that returns a feature: behind it the model is in its own mode."""
-    for twin, original in copies:
-        twin.training = original.training
-
-
 def _keep(port: Port, twin: nn.Module, _: Any, output: Any) -> None:
     """A hook on a module of a boundary of several: its output waits for the last one's."""
     twin._kept = pytree.tree_map_only(Tensor, torch.clone, _value(port, output))
@@ -213,11 +205,11 @@ def _keep(port: Port, twin: nn.Module, _: Any, output: Any) -> None:
 
 def _stop(ends: Sequence[tuple[Port, nn.Module]], twin: nn.Module, _: Any, output: Any) -> None:
     """A hook on the last module of a boundary."""
-    values = tuple(_value(port, output) if other is twin else other._kept for port, other in ends)
+    values = [_value(port, output) if other is twin else other._kept for port, other in ends]
     for _, other in ends:
         if other is not twin:
             del other._kept
-    raise _Stop(values if len(values) > 1 else values[0])
+    raise _Stop(tuple(values) if len(values) > 1 else values[0])
 
 
 def _value(port: Port, output: Any) -> Any:
@@ -225,39 +217,48 @@ def _value(port: Port, output: Any) -> Any:
     return tensors[0] if len(tensors) == 1 else output
 
 
-def piece(
-    model: nn.Module, records: Sequence[Record], begin: Cut, end: Cut, context: tuple[str, ...]
-) -> Piece:
+def piece(model: nn.Module, records: Sequence[Record], begin: Cut, end: Cut, context: Cut) -> Piece:
     """Make the stage between two boundaries; `()` stands for the input and for the logits."""
-    params = _aliases(model.named_parameters(remove_duplicate=False), "")
-    buffers = _aliases(model.named_buffers(remove_duplicate=False), "")
     out, ran, early = _survey(records, begin, end)
-    called = {name for record in records for name in record.called}
-    needed = {name for own, name in (params | buffers).items() if _owner(own, called) in ran}
-    needed |= {name for record in records for name in _weights(record, begin, end)}
-    begins, ends, ahead = (
-        tuple(returned(records, name) for name in cut) for cut in (begin, end, sorted(out))
-    )
-    written = frozenset(key for record in records for key in record.attributes)
-    twins = _graft(model, {*begin, *end, *out, *early, *(name for name, _ in written)})
+    begins, ends = (tuple(returned(records, name) for name in cut) for cut in (begin, end))
+    ahead = tuple(returned(records, name) for name in sorted(out))
+    rewritten = {pair for record in records for pair in record.rewritten if pair[0] not in {*out, *begin}}
+    twins = _graft(model, {*begin, *end, *out, *early, *(name for name, _ in rewritten)})
     copies = tuple((twin, original) for original, twin in twins.items() if twin is not original)
-    _replace(twins, model, (*begins, *ahead))
+    own = {name: twins[module] for name, module in model.named_modules()}
+    for port in (*begins, *ahead):
+        _replace(own[port.name], port)
     if begin:
-        twins[model.get_submodule(_last(records[0], begin))].register_forward_hook(partial(_wake, copies))
-    if end:
-        _hook(twins, model, ends, _last(records[0], end))
+        own[_last(records, begin)].register_forward_hook(partial(_wake, copies))
+    kept = tuple((port, own[port.name]) for port in ends)
+    for port, twin in kept:
+        last = port.name == _last(records, end)
+        twin.register_forward_hook(partial(_stop, kept) if last else partial(_keep, port))
+    read = _weights(records, begin, end)
+    called = {name for record in records for name in record.called}
+    params, buffers = (
+        {name: first for name, first in tensors.items() if first in read or _owner(name, called) in ran}
+        for tensors in aliases(model)
+    )
     return Piece(
         model=model,
         skeleton=twins[model],
         copies=copies,
-        scratch=_scratch(twins, model, written),
+        scratch=_scratch(model, own, rewritten),
         begin=begins,
         ahead=ahead,
         inputs=_port([record.inputs for record in records], records),
         context=context,
-        params={own: name for own, name in params.items() if name in needed},
-        buffers={own: name for own, name in buffers.items() if name in needed},
+        params=params,
+        buffers=buffers,
+        writes=frozenset(),
     )
+
+
+def aliases(model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
+    """All names of a model's parameters and of its buffers, with the first name of the same tensor."""
+    params = model.named_parameters(remove_duplicate=False)
+    return _aliases(params, ""), _aliases(model.named_buffers(remove_duplicate=False), "")
 
 
 def _owner(name: str, called: set[str]) -> str:
@@ -266,73 +267,56 @@ def _owner(name: str, called: set[str]) -> str:
     return owner if owner in called else _owner(owner, called)
 
 
-def _last(record: Record, cut: Cut) -> str:
-    return max(cut, key=lambda name: record.called[name][0].end)
-
-
-def nodes(record: Record, cut: Cut) -> list[Node]:
-    """Where the features of a boundary are in the graph."""
-    calls = [call for name in cut for call in record.called.get(name, ())]
-    return [node for call in calls for node in call.nodes if record.up[node] and record.down[node]]
-
-
-def _weights(record: Record, begin: Cut, end: Cut) -> set[str]:
+def _weights(records: Iterable[Record], begin: Cut, end: Cut) -> set[str]:
     """The parameters that a stage reads, by the graph."""
-    inside = reach(record, nodes(record, end) if end else record.results, stop=nodes(record, begin))
-    leaves = (getattr(node, "variable", None) for node in inside)
-    return {record.parameters[leaf] for leaf in leaves if leaf in record.parameters}
+    names = set()
+    for record in records:
+        roots = features(record, end) if end else record.results
+        leaves = (
+            getattr(node, "variable", None) for node in reach(record, roots, stop=features(record, begin))
+        )
+        names |= {record.parameters[leaf] for leaf in leaves if leaf in record.parameters}
+    return names
+
+
+def _last(records: Sequence[Record], cut: Cut) -> str:
+    return max(cut, key=lambda name: records[0].called[name][0].end)
 
 
 def _survey(records: Sequence[Record], begin: Cut, end: Cut) -> tuple[set[str], set[str], set[str]]:
     """Which modules return placeholders in a stage, which run, and which of those run on placeholders.
 
-    A module that could be left out in one call but not in another runs in both.
+    Before the boundary a skeleton is in eval: what happens there is what the first recording shows.
     """
-    keep: set[str] = set()
-    while True:
-        surveys = [_survey_one(record, begin, end, keep) for record in records]
-        out, ran, early = (set[str]().union(*names) for names in zip(*surveys, strict=True))
-        if not out & ran:
-            return out, ran, early
-        keep |= out & ran
-
-
-def _survey_one(record: Record, begin: Cut, end: Cut, keep: set[str]) -> tuple[set[str], set[str], set[str]]:
-    read = reach(record, record.results, stop=nodes(record, begin))
-    injected = [record.called[name][0] for name in begin]
-    start = max((call.end for call in injected), default=-1)
-    stop = max((record.called[name][0].end for name in end), default=record.calls[0].end)
-    out, ran, early, skipped = set[str](), set[str](), set[str](), -1
-    for call in record.calls:
-        if call.end < skipped or call.start > stop:
-            continue
-        around = any(call.start < other.start < call.end for other in injected)
-        if call.name in begin:
-            skipped = call.end
-        elif (
-            call.end < start and not around and call.name not in keep and replaceable(record, call.name, read)
-        ):
-            skipped = call.end
-            out.add(call.name)
-        else:
-            ran.add(call.name)
-            if call.start < start and (around or any(record.up[node] for node in call.nodes)):
-                early.add(call.name)
+    out, ran, early = set[str](), set[str](), set[str]()
+    for record in records:
+        injected = [record.called[name][0] for name in begin]
+        start = max((call.end for call in injected), default=-1)
+        stop = max((record.called[name][0].end for name in end), default=record.calls[0].end)
+        read, inside = reach(record, record.results, stop=features(record, begin)), -1
+        for call in record.calls:
+            if call.start > stop or call.end < (inside if record is records[0] else start):
+                continue
+            around = any(call.start < other.start < call.end for other in injected)
+            depends = around or any(record.up[node] for node in call.nodes)
+            if call.name in begin:
+                inside = call.end
+            elif call.end < start and depends and not around and replaceable(record, call.name, read):
+                inside = call.end
+                out.add(call.name)
+            else:
+                ran.add(call.name)
+                if call.start < start and depends:
+                    early.add(call.name)
     return out, ran, early
 
 
 def replaceable(record: Record, name: str, read: set[Node]) -> bool:
-    """Whether a module may return features or placeholders: nothing else that it returns is read later on."""
-    calls = record.called[name]
-    leaves = [leaf for call in calls for leaf in zip(call.leaves, call.nodes, call.given, strict=True)]
-    shapes = {tuple(getattr(leaf, "shape", leaf) for leaf in call.leaves) for call in calls}
-    return (
-        len(shapes) == 1
-        and any(record.up[node] for _, node, _ in leaves)
-        and all(
-            isinstance(leaf, _CONSTANTS) or given is not None or (node is not None and node not in read)
-            for leaf, node, given in leaves
-        )
+    """Whether a module may return what it is given: it runs once, and nothing else of it is read later on."""
+    (call, *more) = record.called[name]
+    return not more and all(
+        isinstance(leaf, _CONSTANTS) or given is not None or (node is not None and node not in read)
+        for leaf, node, given in zip(call.leaves, call.nodes, call.given, strict=True)
     )
 
 
@@ -344,16 +328,15 @@ def returned(records: Sequence[Record], name: str) -> Port:
 def _port(calls: Sequence[Call | None], records: Sequence[Record]) -> Port:
     seen = [(call, record) for call, record in zip(calls, records, strict=True) if call is not None]
     first = seen[0][0]
-    leaves = [_leaf(at, seen) for at in range(len(first.leaves))]
-    return Port(first.name, pytree.tree_unflatten(leaves, first.spec))
+    form = pytree.tree_unflatten([_leaf(at, seen) for at in range(len(first.leaves))], first.spec)
+    return Port(first.name, form)
 
 
 def _leaf(at: int, seen: Sequence[tuple[Call, Record]]) -> Any:
     """Two recordings show which sizes grow with the batch; where there is one, the first size is taken to."""
     call, record = seen[0]
-    tensor = call.leaves[at]
+    tensor, given = call.leaves[at], call.given[at]
     feature = any(part.up[other.nodes[at]] and part.down[other.nodes[at]] for other, part in seen)
-    given = call.given[at]
     if given is not None and not feature:
         return Given(given)
     if not isinstance(tensor, Tensor):
@@ -391,35 +374,26 @@ def _twin(module: nn.Module, children: Mapping[str, nn.Module | None]) -> nn.Mod
     return twin
 
 
-def _replace(twins: Mapping[nn.Module, nn.Module], model: nn.Module, ports: Iterable[Port]) -> None:
-    """Let modules return what they are given."""
-    for port in ports:
-        twin = twins[model.get_submodule(port.name)]
-        twin.forward = partial(_replay, twin, port)
-        twin._forward_hooks, twin._forward_pre_hooks = OrderedDict(), OrderedDict()
-        twin._buffers |= {leaf.slot: None for leaf in _leaves(port)}
-
-
-def _hook(twins: Mapping[nn.Module, nn.Module], model: nn.Module, ends: Sequence[Port], last: str) -> None:
-    """Let modules at the end of a stage keep their output, and the last one stop."""
-    kept = tuple((port, twins[model.get_submodule(port.name)]) for port in ends)
-    for port, twin in kept:
-        twin.register_forward_hook(partial(_stop, kept) if port.name == last else partial(_keep, port))
+def _replace(twin: nn.Module, port: Port) -> None:
+    """Let a copy return what it is given, and nothing but that."""
+    twin.forward = partial(_replay, twin, port)
+    twin._forward_hooks, twin._forward_pre_hooks = OrderedDict(), OrderedDict()
+    twin._buffers |= {leaf.slot: None for leaf in leaves(port)}
 
 
 def _scratch(
-    twins: Mapping[nn.Module, nn.Module], model: nn.Module, written: Iterable[tuple[str, str]]
+    model: nn.Module, twins: Mapping[str, nn.Module], rewritten: Iterable[tuple[str, str]]
 ) -> tuple[Scratch, ...]:
-    """What a forward writes besides tensors, as it is after a change of mode: some caches live until then."""
-    keys: dict[str, list[str]] = {}
-    for name, key in sorted(written):
-        keys.setdefault(name, []).append(key)
-    clean = replica(model, model, lambda tensor: tensor).train().eval() if keys else model
+    """A change of mode comes first: some caches live until then."""
+    keys: dict[str, tuple[str, ...]] = {}
+    for name, key in sorted(rewritten):
+        keys[name] = (*keys.get(name, ()), key)
+    clean = replica(model, model).train().eval() if keys else model
+    found = {
+        name: plain(clean.get_submodule(name)) | {"_forward_hooks": twins[name]._forward_hooks}
+        for name in keys
+    }
     return tuple(
-        Scratch(
-            twins[model.get_submodule(name)],
-            tuple(own),
-            {key: value for key, value in vars(clean.get_submodule(name)).items() if key in own},
-        )
+        Scratch(twins[name], own, {key: copy.copy(found[name][key]) for key in own if key in found[name]})
         for name, own in keys.items()
     )

@@ -6,13 +6,9 @@ in numbers that the stages compose to the model. `split([module, ...])` is the w
 """
 
 import difflib
-import functools
-import gc
-import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple, TypeAlias
@@ -20,19 +16,16 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.module_tracker import ModuleTracker
 
-from ._inject import Cut, Piece, features, nodes, piece, replaceable, returned, run
-from ._record import Record, arguments, logits, reach, record, replica
-from .stages import Buffers, Column, Params, _aliases, _run as run_module
+from ._inject import Cut, Piece, Port, aliases, leaves, piece, replaceable, returned, run
+from ._record import Record, arguments, features, logits, random_state_kept, reach, record_twice, replica
+from .stages import Buffers, Column, Params, _run as run_module
 
 Boundary: TypeAlias = str | tuple[str, ...]
-_SIZES = (224, 256, 299, 384, 448, 512, 32, 28)  # of square images, tried in turn where no example is given
-_CACHED = type(functools.lru_cache(int))
+_SIZES = (224, 256, 299, 384, 448, 512, 32, 28)  # of images that are tried where no example is given
 _BY_HAND = "write the stages by hand: split([module, ...])"
 
 
@@ -44,7 +37,7 @@ class Network(NamedTuple):
         params: The model's parameters themselves, by the names of `named_parameters()`.
         buffers: The model's buffers, by the names of `named_buffers()`.
         names: Where each stage ends: a module, or a tuple of modules; the last is the head.
-        shapes: What each stage returned on the example, in the same form.
+        shapes: What each stage returned on the example, in the same form; not known of stages by hand.
         cuts: Every module at which the model can be cut alone, in the order of the forward pass.
     """
 
@@ -56,15 +49,14 @@ class Network(NamedTuple):
     cuts: tuple[str, ...]
 
     def __str__(self) -> str:
-        """The stages as a table."""
-        shapes = self.shapes or ("",) * len(self.names)
-        rows = [
-            ("stage", "ends at", "returns"),
-            *zip(range(len(self.names)), self.names, shapes, strict=True),
-        ]
-        width = max(len(str(row[1])) for row in rows)
-        table = [f"{at!s:<5}  {name!s:<{width}}  {shape}".rstrip() for at, name, shape in rows]
-        return "\n".join([*table, *(["cuts: " + ", ".join(self.cuts)] if self.cuts else [])])
+        """The stages as a table, and the cuts."""
+        rows = [("stage", "ends at", "returns")]
+        rows += zip(
+            map(str, range(len(self.names))), map(str, self.names), map(str, self.shapes), strict=True
+        )
+        width = max(len(name) for _, name, _ in rows)
+        table = [f"{at:<5}  {name:<{width}}  {shape}" for at, name, shape in rows]
+        return "\n".join([*table, f"cuts: {', '.join(self.cuts)}"])
 
 
 def split(
@@ -79,25 +71,21 @@ def split(
         return _by_hand(tuple(model), at, example)
     _refuse_wrappers(model)
     batch, records = _recorded(model, example)
-    if any(key == "_forward_hooks" for seen in records for _, key in seen.attributes):
-        kind = type(model).__name__
-        raise ValueError(
-            f"split: {kind} hooks its own modules when it first runs. Run it once, then split it."
-        )
-    cuts = tuple(name for name in _in_order(records[0]) if all(_is_cut(record, name) for record in records))
+    cuts = tuple(name for name in _in_order(records[0]) if all(_is_cut(seen, name) for seen in records))
     if at is None or isinstance(at, int):
-        boundaries = _automatic(model, records[0], cuts, at)
+        chosen = _automatic(model, records, cuts, at)
     else:
-        boundaries = _named(model, records, cuts, at)
+        chosen = _named(model, records, cuts, at)
     context = tuple(batch) if isinstance(batch, Mapping) else ()
-    ends = zip(((), *boundaries), (*boundaries, ()), strict=True)
-    pieces = tuple(piece(model, records, begin, end, context) for begin, end in ends)
+    pieces = [
+        piece(model, records, *ends, context) for ends in zip(((), *chosen), (*chosen, ()), strict=True)
+    ]
     return Network(
         stages=tuple(partial(run, part) for part in _rehearsed(model, pieces, batch, example, exact)),
         params=dict(model.named_parameters()),
         buffers=dict(model.named_buffers()),
-        names=(*map(_single, boundaries), _head(records[0], boundaries)),
-        shapes=(*(_shape(records, cut) for cut in boundaries), _shapes(records[0].logits)),
+        names=(*map(_single, chosen), _head(records[0], chosen)),
+        shapes=(*(_shape(records, cut) for cut in chosen), _shapes(records[0].logits)),
         cuts=cuts,
     )
 
@@ -114,32 +102,28 @@ def _refuse_wrappers(model: nn.Module) -> None:
 
 def _by_hand(entries: Sequence[Callable[..., Any]], at: Any, example: Any) -> Network:
     """Each entry is a stage; tensors are named as in `nn.Sequential(*entries)`."""
-    if at is not None or not entries:
-        raise ValueError("split: a list of modules is a model in stages: it takes at least one, and no `at`.")
-    modules = nn.ModuleDict(
-        {str(at): entry for at, entry in enumerate(entries) if isinstance(entry, nn.Module)}
-    )
-    params = _aliases(modules.named_parameters(remove_duplicate=False), "")
-    buffers = _aliases(modules.named_buffers(remove_duplicate=False), "")
-    stages = tuple(
-        partial(run_module, entry, _under(f"{at}.", params), _under(f"{at}.", buffers), True)
-        if isinstance(entry, nn.Module)
-        else partial(_run_function, entry)
-        for at, entry in enumerate(entries)
-    )
-    network = Network(
-        stages=stages,
+    if not entries or at is not None or example is not None:
+        raise ValueError("split: a list of modules is a model in stages; it takes no names and no example.")
+    modules = nn.ModuleDict({str(at): one for at, one in enumerate(entries) if isinstance(one, nn.Module)})
+    names = aliases(modules)
+    return Network(
+        stages=tuple(_stage_by_hand(entry, f"{at}.", names) for at, entry in enumerate(entries)),
         params=dict(modules.named_parameters()),
         buffers=dict(modules.named_buffers()),
         names=tuple(str(at) for at in range(len(entries))),
-        shapes=(),
+        shapes=("",) * len(entries),
         cuts=(),
     )
-    return network if example is None else network._replace(shapes=_shapes_by_hand(network, example))
 
 
-def _under(prefix: str, names: Mapping[str, str]) -> dict[str, str]:
-    return {own.removeprefix(prefix): name for own, name in names.items() if own.startswith(prefix)}
+def _stage_by_hand(entry: Callable[..., Any], prefix: str, names: Iterable[Mapping[str, str]]) -> Any:
+    if not isinstance(entry, nn.Module):
+        return partial(_run_function, entry)
+    params, buffers = (
+        {own.removeprefix(prefix): name for own, name in kind.items() if own.startswith(prefix)}
+        for kind in names
+    )
+    return partial(run_module, entry, params, buffers, True)
 
 
 def _run_function(
@@ -151,20 +135,22 @@ def _run_function(
 def _recorded(model: nn.Module, example: Any) -> tuple[Any, tuple[Record, Record]]:
     """Record the model in eval, and in train with one more example, on fake tensors if it runs on them."""
     batches = (
-        _images(model) if example is None else [dict(example) if isinstance(example, Mapping) else example]
+        [dict(example) if isinstance(example, Mapping) else example]
+        if example is not None
+        else _images(model)
     )
-    failed: Exception | None = None
+    errors = []
     for fake in (True, False):
         for batch in batches:
             try:
-                return batch, _record_twice(model, batch, fake)
+                return batch, record_twice(model, batch, fake)
             except Exception as error:  # whatever a model's forward raises
-                failed = failed or error
+                errors.append(error)
     given = "the example" if example is not None else f"an image batch {_shapes(batches[0])}"
     raise ValueError(
-        f"split: {type(model).__name__} does not run on {given} ({type(failed).__name__}: {failed}). Pass "
-        "example=: a batch that it takes, a tuple for several arguments, or a dict for named ones."
-    ) from failed
+        f"split: {type(model).__name__} does not run on {given} ({type(errors[0]).__name__}: {errors[0]}). "
+        "Pass example=: a batch that it takes, a tuple for several arguments, or a dict for named ones."
+    ) from errors[0]
 
 
 def _images(model: nn.Module) -> list[Tensor]:
@@ -175,76 +161,37 @@ def _images(model: nn.Module) -> list[Tensor]:
     return [like.detach().new_zeros(()).expand(2, channels, size, size) for size in _SIZES]
 
 
-def _record_twice(model: nn.Module, batch: Any, fake: bool) -> tuple[Record, Record]:
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    convert = partial(mode.from_tensor, static_shapes=True) if fake else _detached
-    try:
-        with mode if fake else nullcontext(), _random_state_kept(), _no_log(FakeTensorMode.__module__):
-            twin = replica(model, model, convert)
-            for weight in twin.parameters():
-                weight.requires_grad_(weight.is_floating_point())
-            batch = pytree.tree_map_only(Tensor, convert, batch)
-            return record(twin.train().eval(), batch), record(twin.train(), _one_more(batch))
-    finally:
-        _forget_fake_tensors()
-
-
-def _forget_fake_tensors() -> None:
-    """Clear the cached functions that hold some: libraries keep tables of positions in them."""
-    for thing in gc.get_objects():
-        if type(thing) is _CACHED and any(
-            isinstance(leaf, FakeTensor)
-            for held in gc.get_referents(thing)
-            for leaf in pytree.tree_leaves(held)
-        ):
-            thing.cache_clear()
-
-
-def _detached(tensor: Tensor) -> Tensor:
-    copied = tensor.detach().clone()
-    return nn.Parameter(copied, requires_grad=False) if isinstance(tensor, nn.Parameter) else copied
-
-
-def _one_more(batch: Any) -> Any:
-    """The batch with its first example twice."""
-    args, kwargs = arguments(batch)
-    first = (*args, *kwargs.values())[0]
-    examples = len(first) if isinstance(first, Tensor | list) else 0
-
-    def grow(value: Any) -> Any:
-        if not isinstance(value, Tensor | list) or (isinstance(value, Tensor) and not value.ndim):
-            return value
-        if len(value) != examples:
-            return value
-        return torch.cat([value, value[:1]]) if isinstance(value, Tensor) else value + value[:1]
-
-    if kwargs:
-        return {name: grow(value) for name, value in kwargs.items()}
-    return tuple(map(grow, args))
-
-
 def _in_order(seen: Record) -> list[str]:
     """Modules in the order in which they end."""
     return list(dict.fromkeys(call.name for call in sorted(seen.calls, key=lambda call: call.end)))
 
 
-def _is_cut(record: Record, name: str) -> bool:
-    """Whether all paths pass one output: those above it times those below it are all."""
-    features = nodes(record, (name,))
-    if len(record.called.get(name, ())) != 1 or len(features) != 1 or features[0] in record.results:
+def _is_cut(seen: Record, name: str) -> bool:
+    """Whether a module runs once and every path from the logits to the input goes through what it returns."""
+    found = features(seen, (name,))
+    if len(seen.called.get(name, ())) != 1 or not found or found[0] in seen.results:
         return False
-    paths = sum(record.up[node] for node in record.results)
-    return record.down[features[0]] * record.up[features[0]] == paths and _can_return(record, name, (name,))
+    through = seen.down[found[0]] * seen.up[found[0]]  # the paths above it times those below it
+    if len(found) == 1 and through != sum(seen.up[node] for node in seen.results):
+        return False
+    return _separates(seen, (name,)) and _can_return(seen, name, (name,))
 
 
-def _can_return(record: Record, name: str, cut: Cut) -> bool:
-    return replaceable(record, name, reach(record, record.results, stop=nodes(record, cut)))
+def _separates(seen: Record, cut: Cut) -> bool:
+    """Whether the logits depend on the input only through a boundary."""
+    return not reach(seen, seen.results, stop=features(seen, cut)) & seen.entries
 
 
-def _automatic(model: nn.Module, seen: Record, cuts: Sequence[str], count: int | None) -> tuple[Cut, ...]:
+def _can_return(seen: Record, name: str, cut: Cut) -> bool:
+    return replaceable(seen, name, reach(seen, seen.results, stop=features(seen, cut)))
+
+
+def _automatic(
+    model: nn.Module, records: Sequence[Record], cuts: Sequence[str], count: int | None
+) -> tuple[Cut, ...]:
     """One boundary where each resolution ends; or, where blocks share one, where equal groups of them end."""
     wanted = 4 if count is None else count - 1
-    sizes = {name: size for name in cuts if (size := _positions(seen, name)) > 1}
+    sizes = {name: size for name in cuts if (size := _positions(returned(records, name))) > 1}
     blocks = _blocks(model, sizes)
     shallow = [name for name in sizes if not any(name.startswith(f"{block}.") for block in blocks)]
     last = {sizes[name]: name for name in sorted(shallow, key=lambda name: -name.count("."))}
@@ -267,9 +214,9 @@ def _automatic(model: nn.Module, seen: Record, cuts: Sequence[str], count: int |
     return tuple((name,) for name in chosen)
 
 
-def _positions(seen: Record, name: str) -> int:
+def _positions(port: Port) -> int:
     """How many positions a feature has: a map with channels first or last, or a sequence."""
-    shape = next(leaf.shape for leaf in seen.called[name][0].leaves if isinstance(leaf, Tensor))
+    shape = next(leaf.shape for leaf in leaves(port) if leaf.feature)
     if len(shape) == 3 and shape[-1] == 1:
         return 1
     channels_last = len(shape) == 3 or (len(shape) > 3 and shape[-3] == shape[-2] != shape[-1])
@@ -315,7 +262,7 @@ def _check_cut(record: Record, cut: Cut, cuts: Sequence[str]) -> None:
                 if runs
                 else f"split: {name!r} does not run in the forward. Use its parent or a child."
             )
-        if not nodes(record, (name,)):
+        if not features(record, (name,)):
             raise ValueError(f"split: {name!r} is not a cut: nothing that it returns depends on the input.")
     if not _separates(record, cut):
         raise ValueError(f"split: {_no_cut(record, cut, cuts)}")
@@ -326,11 +273,6 @@ def _check_cut(record: Record, cut: Cut, cuts: Sequence[str]) -> None:
                 f"split: {name!r} is not a cut: it returns {_listed(sorted(kinds))}, of which a later stage "
                 f"reads more than the features. Valid names near it: {_near(record, name, cuts)}."
             )
-
-
-def _separates(record: Record, cut: Cut) -> bool:
-    """Whether the logits depend on the input only through the boundary."""
-    return not reach(record, record.results, stop=nodes(record, cut)) & record.entries
 
 
 def _no_cut(record: Record, cut: Cut, cuts: Sequence[str]) -> str:
@@ -365,23 +307,13 @@ def _single(items: Sequence[Any]) -> Any:
     return items[0] if len(items) == 1 else tuple(items)
 
 
-def _shapes(value: Any) -> Any:
-    return _single([tuple(leaf.shape) for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)])
-
-
 def _shape(records: Sequence[Record], cut: Cut) -> Any:
     ports = [returned(records, name) for name in cut]
-    return _single([_single([leaf.shape for leaf in features(port)]) for port in ports])
+    return _single([_single([leaf.shape for leaf in leaves(port) if leaf.feature]) for port in ports])
 
 
-def _shapes_by_hand(network: Network, example: Any) -> tuple[Any, ...]:
-    shapes, value = [], example
-    with _random_state_kept(), torch.no_grad():
-        for entry in network.stages:
-            assert entry is not None
-            value, _ = entry(network.params, network.buffers, value)
-            shapes.append(_shapes(value))
-    return tuple(shapes)
+def _shapes(value: Any) -> Any:
+    return _single([tuple(leaf.shape) for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)])
 
 
 def _head(seen: Record, boundaries: Sequence[Cut]) -> str:
@@ -392,136 +324,84 @@ def _head(seen: Record, boundaries: Sequence[Cut]) -> str:
 
 
 def _rehearsed(
-    model: nn.Module, pieces: tuple[Piece, ...], batch: Any, example: Any, exact: bool
-) -> tuple[Piece, ...]:
-    """Run the stages in train and eval against the model, and note which buffers each of them writes.
-
-    Where no example was given, small images will do, of a model that takes them.
-    """
-    if example is not None:
+    model: nn.Module, pieces: Sequence[Piece], batch: Any, example: Any, exact: bool
+) -> list[Piece]:
+    """Where no example was given, small images will do, of a model that takes them."""
+    with random_state_kept():
+        if example is None:
+            batch = torch.randn(batch.shape, dtype=batch.dtype, device=batch.device)
+            try:
+                return _rehearse(model, pieces, torch.cat([batch, batch[:1]])[..., :64, :64], exact)
+            except Exception:  # whatever a model says to other sizes than its own
+                pass
         return _rehearse(model, pieces, batch, exact)
-    with _random_state_kept():
-        images = torch.randn(batch.shape, dtype=batch.dtype, device=batch.device)
-        small = torch.randn(3, batch.shape[1], 64, 64, dtype=batch.dtype, device=batch.device)
-    try:
-        return _rehearse(model, pieces, small, exact)
-    except Exception:  # whatever a model says to other sizes than its own
-        return _rehearse(model, pieces, images, exact)
 
 
-def _rehearse(model: nn.Module, pieces: tuple[Piece, ...], batch: Any, exact: bool) -> tuple[Piece, ...]:
-    """With perturbed tensors, which expose whatever is still read from the module."""
-    with _random_state_kept(), torch.no_grad():
-        every = tuple(
-            part._replace(copied=frozenset(part.buffers.values()), returned=frozenset(part.buffers.values()))
-            for part in pieces
-        )
-        twin, parts = replica((model, every), model, lambda tensor: tensor)
-        params = _perturbed(dict(model.named_parameters()), -0.01)
-        buffers = _perturbed(dict(model.named_buffers()), 0.0)
-        whole = partial(_whole, twin, params, buffers, batch)
-        chain = partial(_chain, parts, params, buffers, batch)
-        for mode in ("train", "eval"):
-            twin.train(mode == "train")
-            expected, found = _seeded(whole), _seeded(chain)
-            if not _agree(buffers, expected, found):
-                _explain(buffers, whole, chain, mode, exact)
-            pieces = _note_writes(pieces, buffers, expected[1], found[1])
-    return pieces
+@torch.no_grad()
+def _rehearse(model: nn.Module, pieces: Sequence[Piece], batch: Any, exact: bool) -> list[Piece]:
+    """Prove that the stages compose to the model, in train and eval, and note which buffers each writes.
 
-
-def _agree(before: Buffers, expected: tuple[Any, Buffers], found: tuple[Any, Sequence[Buffers]]) -> bool:
-    return _same(expected[0], found[0]) and None not in _writers(before, expected[1], found[1]).values()
-
-
-def _writers(before: Buffers, after: Buffers, left: Sequence[Buffers]) -> dict[str, int | None]:
-    """Of each buffer that the model writes, the first stage that leaves it as the model does.
-
-    What the forward of a container writes, every stage writes that runs it: that one stage returns it.
+    It happens on a replica, with perturbed tensors: they expose what a stage still reads from a module.
     """
-    changed = [name for name, tensor in after.items() if not _equal(tensor, before[name])]
-    stages = {
-        name: [at for at, own in enumerate(left) if name in own and _equal(own[name], after[name])]
-        for name in changed
-    }
-    return {name: found[0] if found else None for name, found in stages.items()}
-
-
-def _note_writes(
-    pieces: tuple[Piece, ...], before: Buffers, after: Buffers, left: Sequence[Buffers]
-) -> tuple[Piece, ...]:
-    writers = _writers(before, after, left)
-    return tuple(
-        part._replace(
-            copied=part.copied
-            | {name for name, now in own.items() if now._version or not _equal(now, before[name])},
-            returned=part.returned | {name for name, writer in writers.items() if writer == at},
-        )
-        for at, (part, own) in enumerate(zip(pieces, left, strict=True))
-    )
+    every = [part._replace(writes=frozenset(part.buffers.values())) for part in pieces]
+    twin, every = replica((model, every), model)
+    params = _perturbed(model.named_parameters(), -0.01)
+    buffers = _perturbed(model.named_buffers(), 0.0)
+    writes: list[set[str]] = [set() for _ in pieces]
+    whole = partial(_whole, twin, params, buffers, batch)
+    chain = partial(_chain, every, params, buffers, batch, writes)
+    for mode in ("train", "eval"):
+        twin.train(mode == "train")
+        if not _same(_seeded(whole), _seeded(chain)):
+            with _EqualDraws():  # type: ignore[no-untyped-call]
+                drawn = _same(_seeded(whole), _seeded(chain))
+            if exact or not drawn:
+                raise ValueError(
+                    f"split: compose(stages) differs from the model in {mode} mode"
+                    + (" only by random numbers. Pass exact=False to accept, use" if drawn else ". Use")
+                    + f" other boundaries, or {_BY_HAND}."
+                )
+    return [part._replace(writes=frozenset(own)) for part, own in zip(pieces, writes, strict=True)]
 
 
 def _whole(model: nn.Module, params: Params, buffers: Buffers, batch: Any) -> tuple[Any, dict[str, Tensor]]:
     """The model's logits, and its buffers afterwards."""
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, arguments(batch))
     given = {**params, **{name: tensor.clone() for name, tensor in buffers.items()}}
-    own = _aliases(model.named_parameters(remove_duplicate=False), "")
-    own |= _aliases(model.named_buffers(remove_duplicate=False), "")
-    tensors = {name: given[first] for name, first in own.items()}
+    names = {own: name for kind in aliases(model) for own, name in kind.items()}
+    tensors = {own: given[name] for own, name in names.items()}
     y = logits(functional_call(model, tensors, args, kwargs, tie_weights=False))
     return y, {name: tensors[name] for name in buffers}
 
 
 def _chain(
-    pieces: Iterable[Piece], params: Params, buffers: Buffers, batch: Any
-) -> tuple[Any, list[dict[str, Tensor]]]:
-    """The logits that the stages compute, and the buffers as each of them left them."""
+    pieces: Iterable[Piece], params: Params, buffers: Buffers, batch: Any, writes: Iterable[set[str]]
+) -> tuple[Any, dict[str, Tensor]]:
+    """The same by the stages."""
     context = batch if isinstance(batch, Mapping) else {}
-    value, left = batch, []
-    for part in pieces:
+    value, state = batch, dict(buffers)
+    for part, names in zip(pieces, writes, strict=True):
         try:
             value, new = run(part, params, {**buffers, **context}, value)
         except Exception as error:
-            after = _listed(port.name for port in part.begin) if part.begin else "the input"
+            after = " and ".join(repr(port.name) for port in part.begin) or "the input"
             raise ValueError(
                 f"split: the stage after {after} does not run by itself ({type(error).__name__}: {error}). "
                 f"Use other boundaries, or {_BY_HAND}."
             ) from error
-        left.append(new)
-    return value, left
+        changed = {name for name, now in new.items() if now._version or not _equal(now, buffers[name])}
+        names |= changed
+        state |= {name: new[name] for name in changed}
+    return value, state
 
 
-def _explain(
-    before: Buffers, whole: Callable[[], Any], chain: Callable[[], Any], mode: str, exact: bool
-) -> None:
-    """Raise, unless the difference comes from random numbers alone and that was accepted."""
-    expected, drawn = _with_equal_draws(whole)
-    found, drawn_again = _with_equal_draws(chain)
-    if not _agree(before, expected, found):
-        raise ValueError(
-            f"split: compose(stages) differs from the model in {mode} mode. Use other boundaries, or {_BY_HAND}."
-        )
-    if exact:
-        names = sorted((drawn_again - drawn) | (drawn - drawn_again))
-        raise ValueError(
-            f"split: compose(stages) differs from the model in {mode} mode only by random numbers drawn in "
-            f"{_listed(names)}. Pass exact=False to accept."
-        )
+class _EqualDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Lets every random operation start from one seed, so that the order of drawing does not matter."""
 
-
-def _with_equal_draws(function: Callable[[], Any]) -> tuple[Any, Counter[str]]:
-    """Run a function in which every random operation starts from one seed; count them by module."""
-    drawn: Counter[str] = Counter()
-
-    class Reseed(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if torch.Tag.nondeterministic_seeded in func.tags:
-                drawn[max(tracker.parents, key=len).partition(".")[2]] += 1
-                torch.manual_seed(0)
-            return func(*args, **(kwargs or {}))
-
-    with ModuleTracker() as tracker, Reseed():  # type: ignore[no-untyped-call]
-        return _seeded(function), drawn
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            torch.manual_seed(0)
+        return func(*args, **(kwargs or {}))
 
 
 def _seeded(function: Callable[[], Any]) -> Any:
@@ -531,35 +411,12 @@ def _seeded(function: Callable[[], Any]) -> Any:
     return function()
 
 
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
-@contextmanager
-def _no_log(name: str) -> Iterator[None]:
-    """Torch logs what a model cannot do on fake tensors, which here is no error yet."""
-    log = logging.getLogger(name)
-    was, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = was
-
-
-def _perturbed(tensors: Mapping[str, Tensor], low: float) -> dict[str, Tensor]:
-    return {
-        name: tensor + torch.empty_like(tensor).uniform_(low, 0.01)
-        if tensor.is_floating_point()
-        else tensor.clone()
-        for name, tensor in tensors.items()
+def _perturbed(named: Iterable[tuple[str, Tensor]], low: float) -> dict[str, Tensor]:
+    tensors = dict(named)
+    noise = {
+        name: torch.empty_like(x).uniform_(low, 0.01) for name, x in tensors.items() if x.is_floating_point()
     }
+    return tensors | {name: tensors[name] + noise[name] for name in noise}
 
 
 def _same(a: Any, b: Any) -> bool:

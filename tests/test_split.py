@@ -235,7 +235,7 @@ def compose(network: fcfd.Network, batch: Any, params: Any = None) -> tuple[Any,
     context = batch if isinstance(batch, Mapping) else {}
     value, buffers = batch, dict(network.buffers)
     for stage in network.stages:
-        value, new = stage(params or network.params, {**buffers, **context}, value)
+        value, new = stage(params or network.params, {**network.buffers, **context}, value)
         buffers |= new
     return value, buffers
 
@@ -436,10 +436,9 @@ def test_modules_by_hand():
     last.weight = nn.Parameter(first[0].weight.detach().T.clone())
     again = nn.Linear(6, 4)
     again.weight = first[0].weight
-    network = fcfd.split([first, torch.relu_, last, again], example=ROWS.float())
+    network = fcfd.split([first, torch.relu_, last, again])
     assert list(network.params) == ["0.0.weight", "0.0.bias", "2.weight", "3.bias"]
     assert network.names == ("0", "1", "2", "3")
-    assert network.shapes == ((2, 4), (2, 4), (2, 6), (2, 4))
     model = nn.Sequential(first, nn.ReLU(), last, again)
     assert_equal(compose(network, ROWS.float())[0], model(ROWS.float()))
     assert_equal(compose(pickle.loads(pickle.dumps(network)), ROWS.float())[0], model(ROWS.float()))
@@ -476,9 +475,7 @@ class Noise(nn.Module):
 def test_random_numbers_that_would_be_drawn_twice():
     torch.manual_seed(0)
     model = Drawing().double()
-    with pytest.raises(
-        ValueError, match=r"in train mode only by random numbers drawn in 'noise'\. Pass exact=False"
-    ):
+    with pytest.raises(ValueError, match=r"in train mode only by random numbers\. Pass exact=False"):
         fcfd.split(model, ["a", "b"], example=ROWS)
     network = fcfd.split(model, ["a", "b"], example=ROWS, exact=False)
     model.eval()
