@@ -1,0 +1,141 @@
+"""Is it right on this device? `python -m benchmarks.device_check --device cuda`.
+
+* Training steps in float64 have the authors' values and gradients (`tests/data/steps`).
+* Every loss of the catalogue has on the device the value and gradients that it has on the CPU, finite ones
+  in half precision too.
+* A training step of FCFD never makes the host wait for the device.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fcfd
+from fcfd import losses
+from tests.parity import DATA, assert_fingerprint, fill, ints, t
+
+from .catalogue import ROWS, Row, Size
+from .common import READ_BACK, RESULTS, environment, operations, publish, show
+from .step import CIFAR, pair, variants
+from .zoo import NETWORKS
+
+
+def steps(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
+    """The kept training steps, against the authors' values."""
+    paths = sorted((DATA / "steps").glob("*.json"))
+    if not paths:
+        raise FileNotFoundError("there is no training step in tests/data/steps")
+    for path in paths:
+        case = json.loads(path.read_text())
+        yield f"step {case['id']}", lambda case=case: _step(case, device)
+
+
+def _step(case: dict[str, Any], device: str) -> None:
+    images = t(f"{case['id']}/images", [case["batch"], 3, 32, 32]).to(device)
+    labels = ints(f"{case['id']}/labels", [case["batch"]], case["num_classes"]).to(device)
+    cut = {}
+    for letter, role in (("t", "teacher"), ("s", "student")):
+        build, at = NETWORKS[case[role]]
+        model = build(num_classes=case["num_classes"]).double()
+        model.load_state_dict(fill(model.state_dict(), role))
+        model.to(device).train(role == "student" or case["teacher_mode"] == "train")
+        cut[letter] = fcfd.split(model, at=list(at), example=images)
+    nets = fcfd.link(cut, example=images, first=2)
+    for column, modules in nets.bridges.items():
+        for at, module in modules.items():
+            module.load_state_dict(fill(module.state_dict(), f"{column}/{at}"))
+    loss, _ = losses.fcfd(
+        nets.stages,
+        nets.params,
+        nets.buffers,
+        images,
+        labels,
+        paths=[path + path[-1] for path in case["paths"]],
+        temperature=case["temperature"],
+        feature_weight=case["feature_weight"] * case["warmup"],
+        path_weight=case["path_weight"],
+    )
+    loss.backward()
+    wanted = case["expected"]["total"]
+    assert abs(loss.item() - wanted) <= 1e-8 * wanted, f"the loss is {loss.item()!r}, not {wanted!r}"
+    for name, parameter in nets.params["s"].items():
+        expected = case["expected"]["grads"][f"student/{name}"]
+        assert_fingerprint(parameter.grad.cpu(), f"student/{name}", expected, rtol=1e-7)
+
+
+def rows(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Every loss of the catalogue, against itself on the CPU and in half precision."""
+    for row in ROWS:
+        yield f"loss {row.loss.__name__}", lambda row=row: _loss(row, device)
+
+
+def _loss(row: Row, device: str) -> None:
+    size = Size(*map(max, Size(6, 9, 4), row.least))
+    inputs = row.inputs(size, torch.Generator().manual_seed(0), torch.float64)
+    here, there = _evaluated(row, inputs, "cpu"), _evaluated(row, inputs, device)
+    torch.testing.assert_close(there, here, rtol=1e-9, atol=1e-12)
+    for dtype in (torch.bfloat16, torch.float16):
+        half = {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
+        assert all(value.isfinite().all() for value in _evaluated(row, half, device)), (
+            f"not finite in {dtype}"
+        )
+
+
+def _evaluated(row: Row, inputs: dict[str, Tensor], device: str) -> list[Tensor]:
+    """The value, and the gradients of its sum."""
+    leaves = {name: x.to(device, copy=True).requires_grad_(name in row.learns) for name, x in inputs.items()}
+    value = row.read(row.loss(*row.arrange(list(leaves.values())), **row.hyper))
+    learned = [leaves[name] for name in row.learns]
+    found = torch.autograd.grad(value.sum(), learned) if learned else ()
+    return [x.detach().cpu() for x in (value, *found)]
+
+
+def waits(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
+    """A step of FCFD: nothing is read back, and a GPU is never waited for."""
+    yield "step without host waits", lambda: _no_wait(device)
+
+
+def _no_wait(device: str) -> None:
+    setting = CIFAR._replace(teacher="resnet14", student="resnet8", batch=4, device=device)
+    step = variants(pair(setting), ["fcfd"])["fcfd"]
+    step()
+    assert operations(step)[READ_BACK] == 0
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--out", type=Path, default=RESULTS / "check")
+    parser.add_argument("--name", help="of the files; the device by default")
+    options = parser.parse_args(arguments)
+
+    records = []
+    for checks in (steps, rows, waits):
+        for name, check in checks(options.device):
+            try:
+                check()
+                records.append({"check": name, "passed": True, "why": ""})
+            except Exception as error:  # one fault must not hide the next
+                records.append({"check": name, "passed": False, "why": f"{type(error).__name__}: {error}"})
+    failed = [record for record in records if not record["passed"]]
+    show("Faults", ("check", "why"), [(record["check"], record["why"]) for record in failed])
+    print(f"{len(records) - len(failed)} of {len(records)} checks passed on {options.device}.")
+    name = options.name or options.device
+    publish(options.out, name, records, environment=environment(options.device))
+    if failed:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,430 @@
+"""The time, memory and operations of one training step, beside the usual implementation and the floor.
+
+`python -m benchmarks.step` runs labels only, KD, hints, and FCFD in eager mode, compiled by stages and as a
+whole, and as it is usually written (`benchmarks/standin.py`), in turns on the same networks and images. The
+floor is the time of the step's convolutions and matrix products alone. Rules: `benchmarks/README.md`.
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import fcfd
+from fcfd import losses, recipes
+from fcfd.transforms import compiled
+
+from . import standin
+from .common import (
+    READ_BACK,
+    RESULTS,
+    Call,
+    environment,
+    interleaved,
+    mebibytes,
+    microseconds,
+    operations,
+    peak_memory,
+    publish,
+    pyplot,
+    ratio,
+    recorded,
+    show,
+    summary,
+)
+from .timeline import timeline
+from .zoo import NETWORKS
+
+
+class Setting(NamedTuple):
+    """What the variants of one comparison share."""
+
+    teacher: str = "resnet32x4"
+    student: str = "resnet8x4"
+    pixels: int = 32
+    classes: int = 100
+    batch: int = 64
+    teacher_mode: str = "eval"
+    dtype: str = "float32"
+    device: str = "cpu"
+    paths: int = 2
+    """How many crossed paths, the longest first."""
+
+
+CIFAR = Setting()
+IMAGENET = Setting("resnet34IN", "resnet18IN", pixels=224, classes=1000)
+HYPER = {"temperature": 4.0, "feature_weight": 5.0, "path_weight": 1.0}
+
+
+class Pair(NamedTuple):
+    """Networks in memory, linked, and a batch."""
+
+    setting: Setting
+    teacher: nn.Sequential
+    student: nn.Sequential
+    nets: fcfd.Linked
+    images: Tensor
+    labels: Tensor
+    paths: tuple[str, ...]
+
+
+def pair(setting: Setting) -> Pair:
+    """Build the networks, link them, draw a batch; channels last where the batch is in half precision."""
+    torch.manual_seed(0)
+    device = torch.device(setting.device)
+    layout = torch.contiguous_format if setting.dtype == "float32" else torch.channels_last
+    shape = (setting.batch, 3, setting.pixels, setting.pixels)
+    images = torch.randn(shape, device=device).to(memory_format=layout)
+    labels = torch.randint(setting.classes, (setting.batch,), device=device)
+    models, cut = {}, {}
+    for letter, name in (("t", setting.teacher), ("s", setting.student)):
+        build, at = NETWORKS[name]
+        model = build(num_classes=setting.classes).to(device, memory_format=layout)
+        models[letter] = model.train(letter == "s" or setting.teacher_mode == "train")
+        cut[letter] = fcfd.split(model, at=list(at), example=images[:2])
+    nets = fcfd.link(cut, example=images[:2], first=2)
+    nets.bridges.to(memory_format=layout)
+    longest = sorted(nets.crossings, key=lambda path: path.count(path[0]))
+    return Pair(setting, models["t"], models["s"], nets, images, labels, tuple(longest[: setting.paths]))
+
+
+# Steps: each returns the loss, writes gradients and statistics, and moves no weight (the rate is zero)
+
+Objective = Callable[..., tuple[Tensor, dict[str, dict[str, Tensor]]]]
+
+
+def step(on: Pair, objective: Objective) -> Call:
+    """A step of the loop that the library's documentation shows."""
+    optimizer = _optimizer(on)
+    nets, modules = on.nets, {"s": on.student, "t": on.teacher, **on.nets.bridges}
+    if not on.teacher.training:
+        del modules["t"]
+
+    def run() -> Tensor:
+        optimizer.zero_grad()
+        with _autocast(on):
+            loss, buffers = objective(nets.params, nets.buffers, on.images, on.labels)
+        loss.backward()
+        optimizer.step()
+        for column, module in modules.items():
+            fcfd.write_buffers_(module, buffers[column])
+        return loss.detach()
+
+    return run
+
+
+def _optimizer(on: Pair) -> torch.optim.Optimizer:
+    learns = [*on.student.parameters(), *on.nets.bridges.parameters()]
+    return torch.optim.SGD(learns, lr=0.0, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
+def _autocast(on: Pair) -> torch.autocast:
+    setting = on.setting
+    return torch.autocast(
+        setting.device, getattr(torch, setting.dtype), enabled=setting.dtype != "float32", cache_enabled=True
+    )
+
+
+def of_terms(on: Pair, terms: fcfd.terms.Terms) -> Objective:
+    """The objective of a recipe."""
+
+    def objective(params, buffers, images, labels):
+        loss, aux = fcfd.objective(terms, on.nets.stages, params, buffers, {"": images, "Labels": labels})
+        return loss, aux.buffers
+
+    return objective
+
+
+def of_fcfd(on: Pair, transform: Callable[..., Any] | None = None) -> Objective:
+    """The objective of FCFD, its columns transformed."""
+    stages = on.nets.stages
+    if transform is not None:
+        stages = {column: transform(own) for column, own in stages.items()}
+
+    def objective(params, buffers, images, labels):
+        loss, aux = losses.fcfd(stages, params, buffers, images, labels, paths=on.paths, **HYPER)
+        return loss, aux.buffers
+
+    return objective
+
+
+def of_standin(on: Pair) -> Call:
+    """A step of the usual implementation."""
+    at = [NETWORKS[name].at for name in (on.setting.student, on.setting.teacher)]
+    usual = standin.FCFD(on.student, on.teacher, *at, on.nets.bridges)
+    optimizer = _optimizer(on)
+
+    def run() -> Tensor:
+        meters = usual.train_step(optimizer, on.images, on.labels, on.paths, HYPER, _autocast(on))
+        return torch.tensor(meters["total"])
+
+    return run
+
+
+COMPILED = ("fcfd whole", "fcfd stages", "fcfd graphs")
+"""FCFD compiled in one graph, in one graph a stage, and in one graph that CUDA replays."""
+
+
+def variants(on: Pair, names: Sequence[str] | None = None) -> dict[str, Call]:
+    """Steps by name."""
+    count = len(on.nets.stages["s"])
+    label, hint = {"label": recipes.kd(count)["label"]}, f"{'s' * (count - 2)}>t"
+    makers: dict[str, Callable[[], Call]] = {
+        "labels only": lambda: step(on, of_terms(on, label)),
+        "KD": lambda: step(on, of_terms(on, recipes.kd(count))),
+        "hints": lambda: step(on, of_terms(on, label | recipes.hints([hint]))),
+        "stand-in": lambda: of_standin(on),
+        "fcfd": lambda: step(on, of_fcfd(on)),
+        "fcfd whole": lambda: step(on, torch.compile(of_fcfd(on), fullgraph=True, dynamic=False)),
+    }
+    if on.setting.device == "cuda":
+        makers["fcfd graphs"] = lambda: _replayed(on)
+    makers["fcfd stages"] = lambda: step(on, of_fcfd(on, lambda own: compiled(own, dynamic=False)))
+    return {name: make() for name, make in makers.items() if names is None or name in names}
+
+
+def _replayed(on: Pair) -> Call:
+    """A step whose objective CUDA replays; weights and statistics stay where they are, so none is copied."""
+    for column in (*on.nets.params.values(), *on.nets.buffers.values()):
+        for tensor in column.values():
+            torch._dynamo.mark_static_address(tensor)
+    options = {"fullgraph": True, "dynamic": False, "mode": "reduce-overhead"}
+    call = step(on, torch.compile(of_fcfd(on), **options))
+
+    def run() -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
+        return call().clone()  # the next run overwrites what the graph returned
+
+    return run
+
+
+# The floor
+
+PRODUCTS = ("convolution", "convolution_backward", "mm", "addmm", "bmm")
+
+
+def floor(call: Call) -> Call:
+    """Run only the convolutions and matrix products of a step, with the gradients that it asks for.
+
+    They read other tensors of the same shapes, strides and types.
+    """
+    twins: dict[tuple[Any, ...], Tensor] = {}
+    replay: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+
+    def twin(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        key = (value.shape, value.stride(), value.dtype)
+        if key not in twins:
+            twins[key] = torch.empty_strided(*key[:2], dtype=value.dtype, device=value.device).normal_()
+        return twins[key]
+
+    def note(operator, args, kwargs, _) -> None:
+        if operator.overloadpacket.__name__ in PRODUCTS:
+            replay.append((operator, tuple(map(twin, args)), {name: twin(x) for name, x in kwargs.items()}))
+
+    recorded(call, note)
+
+    def run() -> None:
+        with torch.no_grad():
+            for operator, args, kwargs in replay:
+                operator(*args, **kwargs)
+
+    return run
+
+
+# The comparison
+
+
+def gradients(on: Pair, call: Call) -> list[Tensor]:
+    """The loss of a step and the gradients that it leaves."""
+    loss = call()
+    learns = [*on.student.parameters(), *on.nets.bridges.parameters()]
+    return [loss, *(parameter.grad.clone() for parameter in learns if parameter.grad is not None)]
+
+
+def difference(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """The largest relative difference, in norm, of a tensor to the one that was wanted."""
+    scale = max(tensor.norm() for tensor in wanted[1:]) * 1e-3
+    return max(
+        float((a.cpu() - b.cpu()).norm() / max(b.norm().cpu(), scale.cpu()))
+        for a, b in zip(found, wanted, strict=True)
+    )
+
+
+def _without_gradients(on: Pair, call: Call) -> Call:
+    """A step that leaves no gradients behind, so that its own count as its memory."""
+
+    def run() -> None:
+        call()
+        on.student.zero_grad()
+        on.nets.bridges.zero_grad()
+
+    return run
+
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.1}
+
+
+def compare(
+    setting: Setting,
+    names: Sequence[str] | None = None,
+    *,
+    seconds: float = 20.0,
+    least: int = 3,
+    deadline: float = math.inf,
+) -> Iterator[dict[str, Any]]:
+    """Time the variants in turns: one record for each.
+
+    Before, every form of FCFD is held to the value and the gradients of the eager one. What does not run, or
+    differs, is a record that says so; what would begin after the deadline is left out.
+    """
+    torch.compiler.reset()
+    on = pair(setting)
+    calls, wanted, differs = {}, None, {}
+    for name, call in variants(on, names).items():
+        if perf_counter() > deadline:
+            print(f"left out: {name} of {_key(setting._asdict())}")
+            continue
+        try:
+            found = gradients(on, call)
+            if name == "stand-in" or name.startswith("fcfd"):
+                wanted = wanted or found
+                differs[name] = difference(found, wanted)
+                if not differs[name] <= TOLERANCE[setting.dtype]:
+                    raise ValueError(f"value or gradients differ by {differs[name]:.1e}")
+            calls[name] = call
+        except Exception as error:
+            yield {**setting._asdict(), "variant": name, "failed": f"{type(error).__name__}: {error}"}
+    calls["floor"] = floor(calls.get("fcfd", next(iter(calls.values()))))
+    samples = interleaved(calls, device=setting.device, seconds=seconds, least=least, warm_up=1)
+    for name, call in calls.items():
+        times = summary(samples[name])
+        counts = {} if name in COMPILED else operations(call)
+        yield {
+            **setting._asdict(),
+            "variant": name,
+            **times._asdict(),
+            "images per second": setting.batch / times.median,
+            "time to floor": ratio(samples[name], samples["floor"]),
+            "time to stand-in": ratio(samples[name], samples.get("stand-in", samples["floor"])),
+            "peak": peak_memory(_without_gradients(on, call), device=setting.device),
+            "operations": sum(counts.values()) or None,
+            "read back": None if name in COMPILED else counts.get(READ_BACK, 0),
+            "kernels": len(timeline(call, device="cuda").kernels) if setting.device == "cuda" else None,
+            "difference": differs.get(name),
+        }
+
+
+# What is printed and kept
+
+
+COLUMNS = ("variant", "step", "images/s", "÷ floor", "÷ stand-in", "peak MiB", "÷ stand-in", "operations")
+COLUMNS += ("read back", "")
+
+
+def lines(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """A line for each variant of a comparison; FCFD slower or hungrier than the stand-in is marked."""
+    usual = next((record for record in records if record["variant"] == "stand-in"), None)
+    for record in records:
+        time = "" if usual is None else f"{record['time to stand-in']:.2f}×"
+        memory = "" if usual is None else f"{record['peak'] / usual['peak']:.2f}×"
+        loses = [word for word, value in (("slower", time), ("hungrier", memory)) if value > "1.00×"]
+        yield (
+            record["variant"],
+            microseconds(record["median"]),
+            f"{record['images per second']:.3g}",
+            f"{record['time to floor']:.2f}×",
+            time,
+            mebibytes(record["peak"]),
+            memory,
+            str(record["kernels"] or record["operations"] or ""),
+            "" if record["read back"] is None else str(record["read back"]),
+            f"◀ {' and '.join(loses)}" if loses and record["variant"].startswith("fcfd") else "",
+        )
+
+
+def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Time in units of the floor and peak memory, a group of bars for each comparison."""
+    figures = pyplot()
+    if figures is None or not records:
+        return
+    keys = list(dict.fromkeys(_key(record) for record in records))
+    figure, axes = figures.subplots(
+        2, len(keys), figsize=(3 * len(keys), 5), layout="constrained", squeeze=False
+    )
+    for column, key in enumerate(keys):
+        rows = [record for record in records if _key(record) == key and record["variant"] != "floor"][::-1]
+        names = [record["variant"] for record in rows]
+        axes[0, column].barh(names, [record["time to floor"] for record in rows])
+        axes[0, column].axvline(1, color="black", linewidth=0.8)
+        axes[0, column].set(title=key, xlabel="time ÷ floor")
+        axes[1, column].barh(names, [record["peak"] / 2**20 for record in rows])
+        axes[1, column].set(xlabel="peak MiB of a step")
+        for row in range(2):
+            axes[row, column].set_yticks(range(len(names)), names if column == 0 else [""] * len(names))
+    figure.savefig(path, metadata={"Date": None})
+    figures.close(figure)
+
+
+def _key(record: Mapping[str, Any]) -> str:
+    return (
+        f"{record['teacher']} → {record['student']}, {record['batch']} × {record['pixels']} px\n"
+        f"{record['dtype']}, teacher in {record['teacher_mode']} mode"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--quick", action="store_true", help="tiny networks, few samples")
+    parser.add_argument("--batch", type=int, nargs="+", default=[64])
+    parser.add_argument("--teacher", nargs="+", choices=("eval", "train"), default=["eval", "train"])
+    parser.add_argument("--dtype", nargs="+", choices=tuple(TOLERANCE), default=["float32", "bfloat16"])
+    parser.add_argument("--imagenet", action="store_true", help="resnet34 → resnet18 at 224 px")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="a few of them only")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of timing for each comparison")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no variant after these")
+    parser.add_argument("--out", type=Path, default=RESULTS / "step")
+    parser.add_argument("--name", help="of the files; the device by default")
+    options = parser.parse_args(arguments)
+
+    deadline = perf_counter() + 60 * options.minutes
+    base = (IMAGENET if options.imagenet else CIFAR)._replace(device=options.device)
+    effort = {"seconds": options.seconds, "deadline": deadline}
+    if options.quick:
+        base, options.batch, effort = _tiny(base), [4], {**effort, "seconds": 0.1, "least": 2}
+    name = options.name or options.device
+    records: list[dict[str, Any]] = []
+    for batch, dtype, mode in product(options.batch, options.dtype, options.teacher):
+        setting = base._replace(batch=batch, dtype=dtype, teacher_mode=mode)
+        if perf_counter() > deadline:
+            print(f"left out: {_key(setting._asdict())}")
+            continue
+        found = list(compare(setting, options.variants, **effort))
+        show(_key(found[0]), COLUMNS, lines([record for record in found if "failed" not in record]))
+        records += found
+        publish(options.out, name, records, environment=environment(options.device))
+    plot([record for record in records if "failed" not in record], options.out / f"{name}.svg")
+    failed = [record for record in records if "failed" in record]
+    for record in failed:
+        print(f"FAILED: {record['variant']} of {_key(record)}: {record['failed']}")
+    if failed:
+        raise SystemExit(1)
+
+
+def _tiny(setting: Setting) -> Setting:
+    """What runs in seconds, for tests and dry runs."""
+    if setting.pixels > 32:
+        return setting._replace(pixels=64)
+    return setting._replace(teacher="resnet8", student="resnet8")
+
+
+if __name__ == "__main__":
+    main()
