@@ -17,6 +17,7 @@ from rich.table import Table
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, MultipleLocator
 
 COLOURS = ("#c3c8cf", "#868d98", "#4c7fb0", "#e0a63f", "#c4622d", "#16a077", "#0b4a3b")
 STYLE = {
@@ -114,6 +115,7 @@ def _accuracies(
     axes.set_yticks(range(len(trained)), trained)
     axes.set_ylim(len(trained) - 0.5, -0.9)
     axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_locator(MultipleLocator(5))
     axes.grid(axis="x", color="#eeeeee")
     axes.set_axisbelow(True)
     axes.set_xlabel(f"test accuracy, %: {len(results['seeds'])} seeds, and the mean")
@@ -132,11 +134,14 @@ def _distances(axes: Axes, methods: dict[str, Any], colours: dict[str, str]) -> 
         means = [fmean(run["distance"][path] for run in runs) for path in paths]
         axes.plot(places, means, "-D", color=colours[method], linewidth=1.5, ms=6, mec="white", label=method)
     axes.set_xticks(range(len(paths)), paths, family="monospace")
-    axes.set_ylim(bottom=0)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
     axes.grid(axis="y", color="#eeeeee")
     axes.set_axisbelow(True)
     axes.set_xlabel("path: the student's first stages, a bridge, the teacher's later stages")
-    axes.set_ylabel("KL to the teacher's own path, nats")
+    axes.set_ylabel("KL to the teacher's own path, nats (log)")
     axes.set_title("functional distance, by the stage after which the path crosses")
     axes.legend(frameon=False, fontsize=8.5, ncols=2)
 

@@ -17,6 +17,15 @@ FEW = data.Data(*(part[:80] for part in data.digits()))
 METHODS = ["untrained", *demo.METHODS]
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The command uses one; give the others back."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     """The command with settings that take seconds, in a folder of its own."""
@@ -24,9 +33,7 @@ def run(monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "digits", lambda: FEW)
     for name in demo.SETTINGS:
         monkeypatch.setitem(demo.SETTINGS, name, TINY._replace(data=name))
-    threads = torch.get_num_threads()
-    yield lambda *arguments: demo.main([*arguments, "--runs", str(tmp_path / "runs")])
-    torch.set_num_threads(threads)
+    return lambda *arguments: demo.main([*arguments, "--runs", str(tmp_path / "runs")])
 
 
 def idx(array: np.ndarray) -> bytes:
