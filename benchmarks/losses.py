@@ -107,16 +107,21 @@ def check_same(case: Case, other: Contender, args: Sequence[Any], learned: Seque
     for mine, yours in zip(*found, strict=True):
         if not (mine - yours).norm() <= other.tolerance * mine.norm():
             raise ValueError(
-                f"{case.name}: {other.source} computes something else, {theirs:.6g} for {ours:.6g}."
+                f"{case.name}: {other.source} computes something else, {theirs:.6g} for {ours:.6g}, or its gradient."
             )
 
 
 def measure(case: Case, device: str, *, compiled: bool, seconds: float) -> Iterator[dict[str, Any]]:
     """Ours and the others in turns, on the same tensors: one record for each, eager and then compiled."""
     args, learned = inputs(case, device)
-    losses = {"fcfd": case.ours} | {other.source: other.run for other in case.others}
+    losses = {"fcfd": case.ours}
     for other in case.others:
-        check_same(case, other, args, learned)
+        try:
+            check_same(case, other, args, learned)
+        except ValueError as error:
+            print(f"left out: {case.label}, {error}")
+        else:
+            losses[other.source] = other.run
     for mode in ("eager", "compiled")[: 2 if compiled else 1]:
         if mode == "compiled":
             torch.compiler.reset()
