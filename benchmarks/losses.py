@@ -107,7 +107,8 @@ def check_same(case: Case, other: Contender, args: Sequence[Any], learned: Seque
     for mine, yours in zip(*found, strict=True):
         if not (mine - yours).norm() <= other.tolerance * mine.norm():
             raise ValueError(
-                f"{case.name}: {other.source} computes something else, {theirs:.6g} for {ours:.6g}, or its gradient."
+                f"{case.name}: {other.source} computes something else: value {theirs:.6g} for {ours:.6g}, or "
+                "another gradient."
             )
 
 
