@@ -356,7 +356,7 @@ def _graft(model: nn.Module, names: Iterable[str]) -> dict[nn.Module, nn.Module]
 
     def graft(module: nn.Module) -> nn.Module:
         if module not in twins:
-            children = {name: child and graft(child) for name, child in module._modules.items()}
+            children = {name: graft(child) for name, child in module._modules.items() if child is not None}
             changed = any(child is not module._modules[name] for name, child in children.items())
             twins[module] = _twin(module, children) if changed or module in marked else module
         return twins[module]
@@ -365,7 +365,7 @@ def _graft(model: nn.Module, names: Iterable[str]) -> dict[nn.Module, nn.Module]
     return twins
 
 
-def _twin(module: nn.Module, children: Mapping[str, nn.Module | None]) -> nn.Module:
+def _twin(module: nn.Module, children: Mapping[str, nn.Module]) -> nn.Module:
     """A shallow copy with other children: it shares the original's attributes, but not its registries."""
     twin = object.__new__(type(module))
     registries = {key: copy.copy(value) for key, value in vars(module).items() if isinstance(value, dict)}

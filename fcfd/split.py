@@ -10,7 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from math import prod
+from itertools import accumulate
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -20,7 +20,8 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ._inject import Cut, Piece, Port, aliases, leaves, piece, replaceable, returned, run
+from ._inject import Cut, Leaf, Piece, aliases, leaves, piece, replaceable, returned, run
+from ._layout import places
 from ._record import Record, arguments, features, logits, random_state_kept, reach, record_twice, replica
 from .stages import Buffers, Column, Params, _run as run_module
 
@@ -66,20 +67,60 @@ def split(
     example: Any = None,
     exact: bool = True,
 ) -> Network:
-    """Split a model into stages that run its own forward and compose to it exactly."""
+    """Split a model into stages that run its own forward and compose to it exactly.
+
+    ```
+    stages[n](… stages[1](stages[0](batch)))  =  model(batch),    to the last bit, in train and in eval
+    ```
+
+    The model is never written to: no hook, no flag, no attribute. Its mode is read at every call of a stage,
+    and so is torch's generator, by dropout. A boundary is a module through whose output every path from the
+    input to the logits goes; a tuple of modules is one where only together they are passed by every path.
+
+    Args:
+        model: Any module. Or a list of modules and functions, each of which is a stage: the way by hand,
+            without an example and without a check.
+        at: Where to cut: names of modules, each or in tuples. Or how many stages to make. By default one
+            stage for each of the last four resolutions, or four equal groups of blocks where they share one,
+            and the head.
+        example: A batch that the model takes: a tensor for `model(x)`, a tuple for `model(*x)`, a dict for
+            `model(**x)`. Its first entry is the input; shapes and a few values matter, not the data. Later
+            stages read the entries of a dict among their buffers, where a walk puts them, because masks
+            and the like are computed again in every stage. By default images.
+        exact: Refuse a split that differs from the model, if only by random numbers that it draws otherwise.
+
+    Returns:
+        A `Network`; print it.
+
+    Raises:
+        ValueError: A name is no boundary (the text says why, and which are near), the model does not run on
+            the example, or the stages do not compose to the model.
+
+    Example:
+        >>> block = lambda a, b: torch.nn.Sequential(torch.nn.Conv2d(a, b, 3, 2, 1), torch.nn.ReLU())
+        >>> head = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 5))
+        >>> network = split(torch.nn.Sequential(block(3, 4), block(4, 8), head))
+        >>> print(network)
+        stage  ends at  returns
+        0      0        (2, 4, 112, 112)
+        1      1        (2, 8, 56, 56)
+        2      2        (2, 5)
+        cuts: 0.0, 0.1, 0, 1.0, 1.1, 1, 2.0, 2.1
+        >>> split(torch.nn.Sequential(block(3, 4), block(4, 8), head), at=["0.0"]).names
+        ('0.0', '2')
+    """
     if not isinstance(model, nn.Module):
         return _by_hand(tuple(model), at, example)
     _refuse_wrappers(model)
     batch, records = _recorded(model, example)
-    cuts = tuple(name for name in _in_order(records[0]) if all(_is_cut(seen, name) for seen in records))
+    cuts = _cuts(records)
     if at is None or isinstance(at, int):
         chosen = _automatic(model, records, cuts, at)
     else:
         chosen = _named(model, records, cuts, at)
     context = tuple(batch) if isinstance(batch, Mapping) else ()
-    pieces = [
-        piece(model, records, *ends, context) for ends in zip(((), *chosen), (*chosen, ()), strict=True)
-    ]
+    ends = zip(((), *chosen), (*chosen, ()), strict=True)
+    pieces = [piece(model, records, begin, end, context) for begin, end in ends]
     return Network(
         stages=tuple(partial(run, part) for part in _rehearsed(model, pieces, batch, example, exact)),
         params=dict(model.named_parameters()),
@@ -161,29 +202,36 @@ def _images(model: nn.Module) -> list[Tensor]:
     return [like.detach().new_zeros(()).expand(2, channels, size, size) for size in _SIZES]
 
 
-def _in_order(seen: Record) -> list[str]:
-    """Modules in the order in which they end."""
-    return list(dict.fromkeys(call.name for call in sorted(seen.calls, key=lambda call: call.end)))
+def _cuts(records: Sequence[Record]) -> tuple[str, ...]:
+    """The modules that are a boundary by themselves, in the order in which they end."""
+    calls = sorted(records[0].calls, key=lambda call: call.end)
+    return tuple(call.name for call in calls if all(_is_cut(seen, call.name) for seen in records))
 
 
 def _is_cut(seen: Record, name: str) -> bool:
-    """Whether a module runs once and every path from the logits to the input goes through what it returns."""
+    """Whether all paths go through one output: those above it times those below it are all there are."""
     found = features(seen, (name,))
-    if len(seen.called.get(name, ())) != 1 or not found or found[0] in seen.results:
-        return False
-    through = seen.down[found[0]] * seen.up[found[0]]  # the paths above it times those below it
-    if len(found) == 1 and through != sum(seen.up[node] for node in seen.results):
-        return False
-    return _separates(seen, (name,)) and _can_return(seen, name, (name,))
+    paths = sum(seen.up[node] for node in seen.results)
+    around = len(found) == 1 and seen.down[found[0]] * seen.up[found[0]] != paths
+    return not around and not set(found) & set(seen.results) and not _fault(seen, (name,))
 
 
-def _separates(seen: Record, cut: Cut) -> bool:
-    """Whether the logits depend on the input only through a boundary."""
-    return not reach(seen, seen.results, stop=features(seen, cut)) & seen.entries
-
-
-def _can_return(seen: Record, name: str, cut: Cut) -> bool:
-    return replaceable(seen, name, reach(seen, seen.results, stop=features(seen, cut)))
+def _fault(seen: Record, cut: Cut) -> str:
+    """Why modules are no boundary, or nothing."""
+    read = reach(seen, seen.results, stop=features(seen, cut))
+    for name in cut:
+        runs = len(seen.called.get(name, ()))
+        if runs != 1:
+            return f"{name!r} runs {runs} times in one forward; a boundary must run once. Use its parent."
+        if not features(seen, (name,)):
+            return f"{name!r} is not a cut: nothing that it returns depends on the input."
+        if not replaceable(seen, name, read):
+            return f"{name!r} is not a cut: later stages read more of what it returns than features."
+    if read & seen.entries:
+        inside = cut[-1].rpartition(".")[0]
+        around = f"what enters {inside!r}" if inside else "the input"
+        return f"{cut[-1]!r} is not a cut: the output also depends on {around} through another path."
+    return ""
 
 
 def _automatic(
@@ -191,36 +239,28 @@ def _automatic(
 ) -> tuple[Cut, ...]:
     """One boundary where each resolution ends; or, where blocks share one, where equal groups of them end."""
     wanted = 4 if count is None else count - 1
-    sizes = {name: size for name in cuts if (size := _positions(returned(records, name))) > 1}
+    tensors = {name: _tensors(records, name) for name in cuts}
+    alone = {name: found for name, found in tensors.items() if len(found) == 1} or tensors
+    sizes = {name: size for name, found in alone.items() if (size := places(found[0].shape)) > 1}
+    least = dict(zip(sizes, accumulate(sizes.values(), min), strict=True))
+    sizes = {name: size for name, size in sizes.items() if size < 2 * least[name]}  # it may not grow again
     blocks = _blocks(model, sizes)
     shallow = [name for name in sizes if not any(name.startswith(f"{block}.") for block in blocks)]
     last = {sizes[name]: name for name in sorted(shallow, key=lambda name: -name.count("."))}
     resolutions = [name for name in shallow if name in last.values()]
-    if len({sizes[name] for name in blocks}) != 1 and (count is None or wanted <= len(resolutions)):
-        chosen = resolutions[max(0, len(resolutions) - wanted) :]
-    else:
+    if len({sizes[name] for name in blocks}) == 1 or (count is not None and wanted > len(resolutions)):
         groups = min(wanted, len(blocks)) if count is None else wanted
-        if groups > len(blocks):
-            raise ValueError(
-                f"split: cannot make {count} stages by itself, of {len(resolutions)} resolutions and "
-                f"{len(blocks)} blocks. Pass at=[names] out of {_listed(cuts)}."
-            )
-        chosen = [blocks[(at + 1) * len(blocks) // groups - 1] for at in range(groups)]
-    if not chosen and wanted:
+        steps = blocks if groups <= len(blocks) else []
+        chosen = [steps[(at + 1) * len(steps) // groups - 1] for at in range(groups) if steps]
+    else:
+        chosen = resolutions[max(0, len(resolutions) - wanted) :]
+    if wanted and not chosen:
         raise ValueError(
-            f"split: {type(model).__name__} has no maps or sequences to choose boundaries by. Pass "
-            f"at=[names] out of {_listed(cuts)}, or {_BY_HAND}."
+            f"split: {type(model).__name__} has {len(resolutions)} resolutions and {len(blocks)} blocks, "
+            f"which do not tell {wanted} boundaries. Pass at=[names], for example of {_listed(cuts)}; or "
+            f"{_BY_HAND}."
         )
     return tuple((name,) for name in chosen)
-
-
-def _positions(port: Port) -> int:
-    """How many positions a feature has: a map with channels first or last, or a sequence."""
-    shape = next(leaf.shape for leaf in leaves(port) if leaf.feature)
-    if len(shape) == 3 and shape[-1] == 1:
-        return 1
-    channels_last = len(shape) == 3 or (len(shape) > 3 and shape[-3] == shape[-2] != shape[-1])
-    return prod(shape[1:-1]) if channels_last else prod(shape[2:])
 
 
 def _blocks(model: nn.Module, names: Iterable[str]) -> list[str]:
@@ -234,73 +274,47 @@ def _blocks(model: nn.Module, names: Iterable[str]) -> list[str]:
 def _named(
     model: nn.Module, records: Sequence[Record], cuts: Sequence[str], at: Iterable[Boundary]
 ) -> tuple[Cut, ...]:
-    """The boundaries that the caller names, in the order of the forward pass, or why one is none."""
-    first = {module: name for name, module in model.named_modules()}
+    """The boundaries that the caller names, in the order of the forward pass."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    boundaries = []
+    first = {module: name for name, module in model.named_modules()}
+    chosen = []
     for boundary in at:
-        cut = (boundary,) if isinstance(boundary, str) else tuple(boundary)
-        for name in cut:
-            if name not in modules or name == "":
-                near = difflib.get_close_matches(name, modules, n=3, cutoff=0.4) or cuts
+        names = (boundary,) if isinstance(boundary, str) else tuple(boundary)
+        for name in names:
+            if name not in modules or not name:
+                near = difflib.get_close_matches(name, modules, cutoff=0.4) or cuts
                 raise ValueError(
                     f"split: {type(model).__name__} has no module {name!r}. Near: {_listed(near)}."
                 )
-        cut = tuple(first[modules[name]] for name in cut)
+        cut = tuple(first[modules[name]] for name in names)
         for seen in records:
-            _check_cut(seen, cut, cuts)
-        boundaries.append(cut)
-    return tuple(sorted(boundaries, key=lambda cut: max(records[0].called[name][0].end for name in cut)))
+            if fault := _fault(seen, cut):
+                raise ValueError(f"split: {_company(seen, cut) or fault + _near(seen, cut[-1], cuts)}")
+        chosen.append(cut)
+    return tuple(sorted(chosen, key=lambda cut: max(records[0].called[name][0].end for name in cut)))
 
 
-def _check_cut(record: Record, cut: Cut, cuts: Sequence[str]) -> None:
-    for name in cut:
-        runs = len(record.called.get(name, ()))
-        if runs != 1:
-            raise ValueError(
-                f"split: {name!r} runs {runs} times in one forward; a boundary must run once. Use its parent."
-                if runs
-                else f"split: {name!r} does not run in the forward. Use its parent or a child."
-            )
-        if not features(record, (name,)):
-            raise ValueError(f"split: {name!r} is not a cut: nothing that it returns depends on the input.")
-    if not _separates(record, cut):
-        raise ValueError(f"split: {_no_cut(record, cut, cuts)}")
-    for name in cut:
-        if not _can_return(record, name, cut):
-            kinds = {type(leaf).__name__ for leaf in record.called[name][0].leaves}
-            raise ValueError(
-                f"split: {name!r} is not a cut: it returns {_listed(sorted(kinds))}, of which a later stage "
-                f"reads more than the features. Valid names near it: {_near(record, name, cuts)}."
-            )
+def _company(seen: Record, cut: Cut) -> str:
+    """A module beside the last one, or beside what contains it, that completes the boundary."""
+    name = f"{cut[-1]}."
+    for other in seen.called:
+        beside = name.startswith(other[: other.rfind(".") + 1])
+        apart = not name.startswith(f"{other}.") and not f"{other}.".startswith(name)
+        if beside and apart and _fault(seen, (other,)) and not _fault(seen, (*cut, other)):
+            return f"{cut[-1]!r} needs company: {tuple(sorted((*cut, other)))}."
+    return ""
 
 
-def _no_cut(record: Record, cut: Cut, cuts: Sequence[str]) -> str:
-    """Why: a module that would complete the boundary is missing, or a path inside its parent goes around."""
-    name = cut[-1]
-    parents = {"", *(name[:at] for at, letter in enumerate(name) if letter == ".")}
-    for other in _in_order(record):
-        apart = not f"{other}.".startswith(f"{name}.") and not f"{name}.".startswith(f"{other}.")
-        beside = other.rpartition(".")[0] in parents and apart and not _separates(record, (other,))
-        if beside and len(record.called[other]) == 1 and _separates(record, (*cut, other)):
-            return f"{name!r} needs company: {tuple(sorted((*cut, other)))}."
-    parent = name.rpartition(".")[0]
-    around = f"what enters {parent!r}" if parent else "the input"
-    return (
-        f"{name!r} is not a cut: the output also depends on {around} through another path. "
-        f"Valid names near it: {_near(record, name, cuts)}."
-    )
+def _near(seen: Record, name: str, cuts: Sequence[str]) -> str:
+    """The next boundaries behind a module, or else the last ones."""
+    end = max((call.end for call in seen.called.get(name, ())), default=0)
+    behind = [cut for cut in cuts if seen.called[cut][0].end >= end]
+    return f" Valid names near it: {_listed(behind[:2] or cuts[-2:])}."
 
 
-def _near(record: Record, name: str, cuts: Sequence[str]) -> str:
-    """The next boundaries behind a module, or else the last ones before it."""
-    end = record.called[name][0].end
-    behind = [cut for cut in cuts if record.called[cut][0].end >= end]
-    return _listed(behind[:2] or cuts[-2:])
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, names)) or "(none)"
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return (", ".join(map(repr, names[:8])) or "none") + more
 
 
 def _single(items: Sequence[Any]) -> Any:
@@ -308,8 +322,11 @@ def _single(items: Sequence[Any]) -> Any:
 
 
 def _shape(records: Sequence[Record], cut: Cut) -> Any:
-    ports = [returned(records, name) for name in cut]
-    return _single([_single([leaf.shape for leaf in leaves(port) if leaf.feature]) for port in ports])
+    return _single([_single([leaf.shape for leaf in _tensors(records, name)]) for name in cut])
+
+
+def _tensors(records: Sequence[Record], name: str) -> list[Leaf]:
+    return [leaf for leaf in leaves(returned(records, name)) if leaf.feature]
 
 
 def _shapes(value: Any) -> Any:
