@@ -1,8 +1,7 @@
 """Schedules: published values, limits, and plain floats."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fcfd.schedules import constant, cosine, linear_warmup, piecewise_constant
 
