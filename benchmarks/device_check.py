@@ -3,7 +3,8 @@
 * Training steps in float64 have the authors' values and gradients (`tests/data/steps`).
 * Every loss of the catalogue has on the device the value and gradients that it has on the CPU, finite ones
   in half precision too.
-* A training step of FCFD never makes the host wait for the device.
+* A training step of FCFD has the same gradients in eager mode, compiled, and as it is usually written; it
+  never makes the host wait for the device.
 """
 
 import argparse
@@ -21,8 +22,10 @@ from tests.parity import DATA, assert_fingerprint, fill, ints, t
 
 from .catalogue import ROWS, Row, Size
 from .common import READ_BACK, RESULTS, environment, operations, publish, show
-from .step import CIFAR, pair, variants
+from .step import CIFAR, TOLERANCE, difference, gradients, pair, variants
 from .zoo import NETWORKS
+
+TINY = CIFAR._replace(teacher="resnet8", student="resnet8", batch=4)
 
 
 def steps(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -95,14 +98,23 @@ def _evaluated(row: Row, inputs: dict[str, Tensor], device: str) -> list[Tensor]
     return [x.detach().cpu() for x in (value, *found)]
 
 
-def waits(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
-    """A step of FCFD: nothing is read back, and a GPU is never waited for."""
+def forms(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
+    """A step of FCFD in its forms, in float64, and what a step asks of the host."""
+    yield "step compiled, and as it is usually written", lambda: _same(device)
     yield "step without host waits", lambda: _no_wait(device)
 
 
+def _same(device: str) -> None:
+    on = pair(TINY._replace(device=device, dtype="float64"))
+    calls = variants(on, ["fcfd", "fcfd whole", "stand-in"])
+    wanted = gradients(on, calls.pop("fcfd"))
+    for name, call in calls.items():
+        found = difference(gradients(on, call), wanted)
+        assert found <= TOLERANCE[device]["float64"], f"{name} differs by {found:.1e}"
+
+
 def _no_wait(device: str) -> None:
-    setting = CIFAR._replace(teacher="resnet14", student="resnet8", batch=4, device=device)
-    step = variants(pair(setting), ["fcfd"])["fcfd"]
+    step = variants(pair(TINY._replace(device=device)), ["fcfd"])["fcfd"]
     step()
     assert operations(step)[READ_BACK] == 0
     if device == "cuda":
@@ -121,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     records = []
-    for checks in (steps, rows, waits):
+    for checks in (steps, rows, forms):
         for name, check in checks(options.device):
             try:
                 check()

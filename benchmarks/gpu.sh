@@ -11,11 +11,11 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD" PYTHONUNBUFFERED=1
 python=${PYTHON:-python3}
-device=cuda quick= eager=
+device=cuda quick= eager= modes=
 while [ $# -gt 0 ]; do
   case $1 in
     --device) device=$2; shift 2 ;;
-    --quick) quick=--quick eager="--variants KD stand-in fcfd"; shift ;;
+    --quick) quick=--quick modes="--teacher eval" eager="--variants KD stand-in fcfd"; shift ;;
     *) echo "gpu.sh: unknown option $1" >&2; exit 2 ;;
   esac
 done
@@ -38,12 +38,12 @@ part() { # part NAME SECONDS MODULE [ARGUMENT...]: one benchmark, stopped after 
 }
 
 all() {
-  part check 60 device_check
-  part step-cifar 125 step $quick --dtype float32 --minutes 1.3 --seconds 3
-  part step-cifar-bf16 90 step $quick --dtype bfloat16 --teacher eval --batch 64 256 --minutes 1 --seconds 3
-  part step-imagenet 80 step $quick --imagenet --dtype bfloat16 --teacher eval --minutes 0.8 --seconds 5 $eager
-  part timeline 45 timeline $quick
-  part losses 70 losses $quick --compile none --seconds 0.1 --minutes 0.9
+  part check 80 device_check
+  part step-cifar 130 step $quick --dtype float32 $modes --minutes 1.4 --seconds 3
+  part step-cifar-bf16 95 step $quick --dtype bfloat16 --teacher eval --batch 64 256 --minutes 1 --seconds 3 $eager
+  part step-imagenet 70 step $quick --imagenet --dtype bfloat16 --teacher eval --minutes 0.6 --seconds 5 $eager
+  part timeline 40 timeline $quick --minutes 0.4
+  part losses 55 losses $quick --compile none --seconds 0.1 --minutes 0.7
   return $status
 }
 

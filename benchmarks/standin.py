@@ -118,16 +118,17 @@ class FCFD(nn.Module):
         return losses
 
     def feature_loss(self, prediction: Tensor, target: Tensor, index: int, hyper: dict) -> Tensor:
-        loss = F.mse_loss(prediction.float(), target.float())
+        prediction, target = _full(prediction), _full(target)
+        loss = F.mse_loss(prediction, target)
         if index == self.last:
-            pooled = [F.adaptive_avg_pool2d(F.relu(x.float()), 1).flatten(1) for x in (prediction, target)]
+            pooled = [F.adaptive_avg_pool2d(F.relu(x), 1).flatten(1) for x in (prediction, target)]
             loss = loss + F.mse_loss(*pooled)
         return hyper["feature_weight"] * loss
 
     @staticmethod
     def kd_loss(prediction: Tensor, target: Tensor, temperature: float) -> Tensor:
-        log_p = F.log_softmax(prediction.float() / temperature, dim=1)
-        q = F.softmax(target.float() / temperature, dim=1)
+        log_p = F.log_softmax(_full(prediction) / temperature, dim=1)
+        q = F.softmax(_full(target) / temperature, dim=1)
         return F.kl_div(log_p, q, reduction="batchmean") * temperature**2
 
     def train_step(
@@ -149,3 +150,7 @@ class FCFD(nn.Module):
         meters = {name: loss.item() for name, loss in losses.items()}
         meters["total"] = total.item()
         return meters
+
+
+def _full(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -6,9 +6,11 @@ longest. On the CPU, an operation that PyTorch dispatches stands for a kernel.
 """
 
 import argparse
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
@@ -116,6 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="tiny networks, eager mode only")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no variant after these")
     parser.add_argument("--out", type=Path, default=RESULTS / "timeline")
     parser.add_argument("--name", help="of the files; the device by default")
     options = parser.parse_args(arguments)
@@ -124,17 +127,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.quick:
         setting = setting._replace(teacher="resnet14", student="resnet8", batch=4)
         names = ["KD", "stand-in", "fcfd"]
-    records = []
+    deadline = perf_counter() + 60 * options.minutes
+    records: list[dict[str, Any]] = []
     for name, call in variants(pair(setting), names).items():
+        if perf_counter() > deadline:
+            print(f"left out: {name}")
+            continue
         for _ in range(3):
             call()
         records.append({"variant": name, **totals(timeline(call, device=options.device))})
+        publish(options.out, options.name or options.device, records, environment=environment(options.device))
     columns = ("variant", "kernels", "launches", "host waits", "busy", "span", "")
     show(f"One step of {setting.teacher} → {setting.student}, batch {setting.batch}", columns, lines(records))
     for record in records:
         most = (f"{microseconds(time)} {name[:60]}" for name, time in list(record["longest"].items())[:4])
         print(f"{record['variant']}: {', '.join(most)}")
-    publish(options.out, options.name or options.device, records, environment=environment(options.device))
 
 
 if __name__ == "__main__":
