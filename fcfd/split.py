@@ -97,16 +97,17 @@ def split(
             the example, or the stages do not compose to the model.
 
     Example:
-        >>> block = lambda a, b: torch.nn.Sequential(torch.nn.Conv2d(a, b, 3, 2, 1), torch.nn.ReLU())
-        >>> head = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 5))
-        >>> network = split(torch.nn.Sequential(block(3, 4), block(4, 8), head))
+        >>> from torch.nn import AdaptiveAvgPool2d, Conv2d, Flatten, Linear, ReLU, Sequential
+        >>> block = lambda a, b: Sequential(Conv2d(a, b, 3, 2, 1), ReLU())
+        >>> head = Sequential(AdaptiveAvgPool2d(1), Flatten(), Linear(8, 5))
+        >>> network = split(Sequential(block(3, 4), block(4, 8), head))
         >>> print(network)
         stage  ends at  returns
         0      0        (2, 4, 112, 112)
         1      1        (2, 8, 56, 56)
         2      2        (2, 5)
         cuts: 0.0, 0.1, 0, 1.0, 1.1, 1, 2.0, 2.1
-        >>> split(torch.nn.Sequential(block(3, 4), block(4, 8), head), at=["0.0"]).names
+        >>> split(Sequential(block(3, 4), block(4, 8), head), at=["0.0"]).names
         ('0.0', '2')
     """
     if not isinstance(model, nn.Module):
