@@ -298,7 +298,8 @@ def _survey(records: Sequence[Record], begin: Cut, end: Cut) -> tuple[set[str], 
             if call.start > stop or call.end < (inside if record is records[0] else start):
                 continue
             around = any(call.start < other.start < call.end for other in injected)
-            depends = around or any(record.up[node] for node in call.nodes)
+            opaque = not all(isinstance(leaf, (Tensor, *_CONSTANTS)) for leaf in call.leaves)
+            depends = around or opaque or any(record.up[node] for node in call.nodes)
             if call.name in begin:
                 inside = call.end
             elif call.end < start and depends and not around and replaceable(record, call.name, read):
@@ -328,6 +329,7 @@ def returned(records: Sequence[Record], name: str) -> Port:
 def _port(calls: Sequence[Call | None], records: Sequence[Record]) -> Port:
     seen = [(call, record) for call, record in zip(calls, records, strict=True) if call is not None]
     first = seen[0][0]
+    seen = [(call, record) for call, record in seen if call.spec == first.spec]
     form = pytree.tree_unflatten([_leaf(at, seen) for at in range(len(first.leaves))], first.spec)
     return Port(first.name, form)
 
@@ -344,7 +346,8 @@ def _leaf(at: int, seen: Sequence[tuple[Call, Record]]) -> Any:
     shape, *others = (tuple(other.leaves[at].shape) for other, _ in seen)
     growth = tuple(b - a for a, b in zip(shape, others[0], strict=True)) if others else ()
     if shape and not others:
-        growth = (shape[0] // record.examples, *[0] * (len(shape) - 1))
+        first = 0 if shape[0] % record.examples else shape[0] // record.examples
+        growth = (first, *[0] * (len(shape) - 1))
     moved = any(other.leaves[at]._version != other.versions[at] for other, _ in seen)
     return Leaf(f"_leaf{at}", shape, growth, record.examples, tensor.dtype, moved, feature)
 

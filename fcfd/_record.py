@@ -235,7 +235,7 @@ class _Lookups(TorchFunctionMode):
         self.integers = {id(tensor): tensor for tensor in inputs if tensor.grad_fn is None}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is _SETS_REQUIRES_GRAD:  # autograd follows everything here already
+        if func == _SETS_REQUIRES_GRAD:  # autograd follows everything here already
             return None
         result = func(*args, **(kwargs or {}))
         if any(id(leaf) in self.integers for leaf in pytree.tree_leaves((args, kwargs))):
