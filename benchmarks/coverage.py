@@ -17,7 +17,6 @@ import re
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import cache
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -36,9 +35,8 @@ from .coverage_models import Model, models
 
 RESULT = RESULTS / "coverage.json"
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
+LIBRARIES = ("torchvision", "timm", "transformers")
 CHECKS = ("train", "eval", "gradients", "step")
-
-_models = cache(models)
 
 
 class Late(BaseException):
@@ -50,7 +48,7 @@ def measure(name: str, seconds: int = 900) -> dict[str, Any]:
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, _late)
     signal.alarm(seconds)
-    model = _models()[name]
+    model = models(name.partition("/")[0])[name]
     row: dict[str, Any] = {"model": name, "family": model.family}
     try:
         for key, value in _findings(model):
@@ -177,8 +175,9 @@ def _keep(rows: Mapping[str, Mapping[str, Any]]) -> None:
 def run(words: Iterable[str], *, jobs: int, again: bool) -> None:
     """Measure what is not measured yet, one process for each model at a time."""
     rows, words = _kept(), list(words)
-    names = [name for name in _models() if not words or any(word in name for word in words)]
-    todo = [name for name in names if again or name not in rows]
+    names = [name for library in LIBRARIES for name in models(library)]
+    todo = [name for name in names if not words or any(word in name for word in words)]
+    todo = [name for name in todo if again or name not in rows]
     with ProcessPoolExecutor(jobs, max_tasks_per_child=16) as pool:
         for at, future in enumerate(as_completed([pool.submit(measure, name) for name in todo]), start=1):
             row = future.result()
@@ -201,7 +200,7 @@ def page(text: str, rows: Iterable[Mapping[str, Any]]) -> str:
     rows = list(rows)
     columns = ["library", "models", "split", *CHECKS[:3], "a step with a ResNet", "seconds to split"]
     lines = [" | ".join(columns), " | ".join(["---"] * len(columns))]
-    for library in sorted({row["model"].partition("/")[0] for row in rows}):
+    for library in LIBRARIES:
         own = [row for row in rows if row["model"].startswith(f"{library}/")]
         cells = [library, str(len(own)), str(sum("stages" in row for row in own))]
         for check in CHECKS:
@@ -211,7 +210,7 @@ def page(text: str, rows: Iterable[Mapping[str, Any]]) -> str:
         lines.append(" | ".join([*cells, f"{median(seconds):.1f}" if seconds else "–"]))
     table = "\n".join(f"| {line} |" for line in lines)
     reasons = "\n".join(
-        f"- `{row['model']}`: {verdict(row)}. {row.get('refused') or row.get('error') or row.get('step') or ''}"
+        f"- `{row['model']}`: {verdict(row)}. {row.get('refused') or row.get('error') or row.get('step', '')}"
         for row in rows
         if verdict(row) != "exact" or row.get("step", True) is not True
     )

@@ -6,7 +6,7 @@ built from configurations of a few layers.
 
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,6 @@ from . import torchvision_cpu
 class Model(NamedTuple):
     """How to build a model, the batch that it is run on, and where to cut it."""
 
-    library: str
     family: str
     build: Callable[[], nn.Module]
     batch: Any
@@ -27,11 +26,12 @@ class Model(NamedTuple):
     example: bool = True  # whether `split` is given the batch; without it, it finds an example itself
 
 
-def models() -> dict[str, Model]:
-    """Every model by name, such as `torchvision/resnet18`."""
+@cache
+def models(library: str) -> dict[str, Model]:
+    """Every model of torchvision, timm or transformers, by names such as `torchvision/resnet18`."""
     torchvision_cpu.prepare()
-    libraries = _torchvision() | _timm() | _transformers()
-    return {f"{model.library}/{name}": model for name, model in libraries.items()}
+    found = {"torchvision": _torchvision, "timm": _timm, "transformers": _transformers}[library]()
+    return {f"{library}/{name}": model for name, model in found.items()}
 
 
 def _noise(*sizes: int) -> Tensor:
@@ -46,7 +46,6 @@ def _torchvision() -> dict[str, Model]:
     slow = ("googlenet", "inception_v3")  # to initialise: their truncated normals take minutes
     found = {
         name: Model(
-            "torchvision",
             models.get_model_builder(name).__module__.rpartition(".")[2],
             partial(models.get_model, name, **plain, **({"init_weights": False} if name in slow else {})),
             _noise(2, 3, *(2 * [299 if name == "inception_v3" else 224])),
@@ -57,14 +56,12 @@ def _torchvision() -> dict[str, Model]:
     plain["weights_backbone"] = None
     for name in models.list_models(module=models.segmentation):
         build = partial(models.get_model, name, **plain)
-        found[name] = Model(
-            "torchvision", "segmentation", build, _noise(2, 3, 96, 96), ["backbone", "classifier"]
-        )
+        found[name] = Model("segmentation", build, _noise(2, 3, 96, 96), ["backbone", "classifier"])
     boxes = {"boxes": torch.tensor([[10.0, 10.0, 50.0, 60.0]]), "labels": torch.tensor([1])}
     batch = {"images": [*_noise(2, 3, 96, 128)], "targets": [boxes, boxes]}
     for name in ("fasterrcnn_resnet50_fpn", "fcos_resnet50_fpn", "retinanet_resnet50_fpn"):
         build = partial(models.get_model, name, **plain, num_classes=5, min_size=96, max_size=128)
-        found[name] = Model("torchvision", "detection", build, batch, ["backbone.body", "backbone"])
+        found[name] = Model("detection", build, batch, ["backbone.body", "backbone"])
     return found
 
 
@@ -76,7 +73,7 @@ def _timm() -> dict[str, Model]:
         if not line.startswith("#"):
             family, name, size, *options = line.split()
             build = partial(timm.create_model, name, **json.loads(options[0] if options else "{}"))
-            found[name] = Model("timm", family, build, _noise(2, 3, int(size), int(size)))
+            found[name] = Model(family, build, _noise(2, 3, int(size), int(size)))
     return found
 
 
@@ -100,7 +97,6 @@ def _transformers() -> dict[str, Model]:
     table = json.loads((Path(__file__).parent / "transformers_models.json").read_text())
     return {
         family: Model(
-            "transformers",
             row["class"],
             partial(build, family, row["class"], row["config"]),
             {name: entries[name] for name in row["batch"]},
