@@ -101,13 +101,13 @@ def run(piece: Piece, params: Params, buffers: Buffers, x: Any) -> tuple[Any, di
     if piece.begin:
         injected = _injected(piece.begin, x)
         blank = partial(_blank, like=injected[0][2], examples=_examples(injected))
-        tensors |= {
-            _slot(port, leaf): blank(leaf) for port in (*piece.begin, *piece.ahead) for leaf in leaves(port)
-        }
+        ports = (*piece.begin, *piece.ahead)
+        tensors |= {_slot(port, leaf): blank(leaf) for port in ports for leaf in leaves(port)}
         tensors |= {name: tensor.clone() if leaf.moved else tensor for name, leaf, tensor in injected}
-        args, kwargs = _context(piece, buffers) or pytree.tree_map_only(Leaf, blank, piece.inputs.form)
+    if piece.begin and not piece.context:
+        args, kwargs = pytree.tree_map_only(Leaf, blank, piece.inputs.form)
     else:
-        args, kwargs = arguments(x)
+        args, kwargs = arguments(_context(piece, buffers) if piece.begin else x)
         if any(leaf.moved for leaf in leaves(piece.inputs)):
             args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
     _reset(piece)
@@ -178,12 +178,12 @@ def _blank(leaf: Leaf, like: Tensor, examples: int) -> Tensor:
     return zero.expand(sizes).clone() if leaf.moved else zero.expand(sizes)
 
 
-def _context(piece: Piece, buffers: Buffers) -> tuple[tuple[()], dict[str, Any]] | None:
-    """The batch once more, where its entries have names."""
+def _context(piece: Piece, buffers: Buffers) -> dict[str, Any]:
+    """The batch, which a walk puts among the buffers where its entries have names."""
     for name in piece.context:
         if name not in buffers:
             raise ValueError(f"split: this model takes {name}; stages after the first need it.")
-    return ((), {name: buffers[name] for name in piece.context}) if piece.context else None
+    return {name: buffers[name] for name in piece.context}
 
 
 def _replay(twin: nn.Module, port: Port, *args: Any, **kwargs: Any) -> Any:
