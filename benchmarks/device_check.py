@@ -110,7 +110,7 @@ def _same(device: str) -> None:
     wanted = gradients(on, calls.pop("fcfd"))
     for name, call in calls.items():
         found = difference(gradients(on, call), wanted)
-        assert found <= TOLERANCE[device]["float64"], f"{name} differs by {found:.1e}"
+        assert found <= TOLERANCE["float64"], f"{name} differs by {found:.1e}"
 
 
 def _no_wait(device: str) -> None:

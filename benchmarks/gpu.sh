@@ -3,7 +3,7 @@
 # pytest, without a network:
 #
 #   benchmarks/gpu.sh                          on the GPU
-#   benchmarks/gpu.sh --device cpu --quick     a dry run in two minutes
+#   benchmarks/gpu.sh --device cpu --quick     a dry run of a few minutes
 #
 # Results go to $OUT, or to benchmarks/results/<torch version>, as gpu-*.json and gpu.log. Every part runs,
 # whatever became of the one before it; the exit status is 0 if all passed.

@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
+import torch._functorch.config
 from torch import Tensor, nn
 
 import fcfd
@@ -169,8 +170,12 @@ def of_standin(on: Pair) -> Call:
     return run
 
 
-COMPILED = ("fcfd whole", "fcfd stages", "fcfd graphs")
-"""FCFD compiled in one graph, in one graph a stage, and in one graph that CUDA replays."""
+COMPILED = ("fcfd whole", "fcfd lean", "fcfd graphs", "fcfd stages")
+"""FCFD compiled in one graph, in one that keeps less for the backward pass, in one that CUDA replays, and in
+one graph a stage."""
+
+KEEP = 0.7
+"""How much of what it could keep `"fcfd lean"` keeps; it recomputes the rest, what is cheapest first."""
 
 
 def variants(on: Pair, names: Sequence[str] | None = None) -> dict[str, Call]:
@@ -184,11 +189,23 @@ def variants(on: Pair, names: Sequence[str] | None = None) -> dict[str, Call]:
         "stand-in": lambda: of_standin(on),
         "fcfd": lambda: step(on, of_fcfd(on)),
         "fcfd whole": lambda: step(on, torch.compile(of_fcfd(on), fullgraph=True, dynamic=False)),
+        "fcfd lean": lambda: step(on, _lean(on)),
     }
     if on.setting.device == "cuda":
         makers["fcfd graphs"] = lambda: _replayed(on)
     makers["fcfd stages"] = lambda: step(on, of_fcfd(on, lambda own: compiled(own, dynamic=False)))
     return {name: make() for name, make in makers.items() if names is None or name in names}
+
+
+def _lean(on: Pair) -> Objective:
+    """The whole objective compiled so that it keeps less for the backward pass."""
+    whole = torch.compile(of_fcfd(on), fullgraph=True, dynamic=False)
+
+    def objective(*inputs):
+        with torch._functorch.config.patch(activation_memory_budget=KEEP):
+            return whole(*inputs)
+
+    return objective
 
 
 def _replayed(on: Pair) -> Call:
@@ -271,11 +288,9 @@ def _without_gradients(on: Pair, call: Call) -> Call:
     return run
 
 
-TOLERANCE = {
-    "cpu": {"float64": 1e-9, "float32": 1e-4, "bfloat16": 0.1, "float16": 0.1},
-    "cuda": {"float64": 1e-9, "float32": 0.05, "bfloat16": 0.1, "float16": 0.1},
-}
-"""How far gradients may differ; convolutions in float32 use TF32 on a GPU, as PyTorch does by default."""
+TOLERANCE = {"float64": 1e-9, "float32": 0.02, "bfloat16": 0.1, "float16": 0.1}
+"""How far gradients may differ. Rounding flips a ReLU here and there, and TF32 rounds more than it has to; in
+float64, where `benchmarks.device_check` and the tests look, equal is equal."""
 
 
 def compare(
@@ -303,7 +318,7 @@ def compare(
             if name == "stand-in" or name.startswith("fcfd"):
                 wanted = wanted or found
                 differs[name] = difference(found, wanted)
-                if not differs[name] <= TOLERANCE[setting.device][setting.dtype]:
+                if not differs[name] <= TOLERANCE[setting.dtype]:
                     raise ValueError(f"value or gradients differ by {differs[name]:.1e}")
             calls[name] = call
         except Exception as error:
@@ -392,13 +407,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="tiny networks, few samples")
     parser.add_argument("--batch", type=int, nargs="+", default=[64])
     parser.add_argument("--teacher", nargs="+", choices=("eval", "train"), default=["eval", "train"])
-    parser.add_argument(
-        "--dtype", nargs="+", choices=tuple(TOLERANCE["cpu"]), default=["float32", "bfloat16"]
-    )
+    parser.add_argument("--dtype", nargs="+", choices=tuple(TOLERANCE), default=["float32", "bfloat16"])
     parser.add_argument("--imagenet", action="store_true", help="resnet34 → resnet18 at 224 px")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="a few of them only")
     parser.add_argument("--seconds", type=float, default=20.0, help="of timing for each comparison")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="start no variant after these")
+    parser.add_argument("--minutes", type=float, default=7.0, help="start no variant after these")
     parser.add_argument("--out", type=Path, default=RESULTS / "step")
     parser.add_argument("--name", help="of the files; the device by default")
     options = parser.parse_args(arguments)

@@ -123,10 +123,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", help="of the files; the device by default")
     options = parser.parse_args(arguments)
 
-    setting, names = CIFAR._replace(device=options.device), None
+    setting = CIFAR._replace(device=options.device)
+    names = ["KD", "stand-in", "fcfd", "fcfd whole", "fcfd graphs"]
     if options.quick:
         setting = setting._replace(teacher="resnet14", student="resnet8", batch=4)
-        names = ["KD", "stand-in", "fcfd"]
+        names = names[:3]
     deadline = perf_counter() + 60 * options.minutes
     records: list[dict[str, Any]] = []
     for name, call in variants(pair(setting), names).items():

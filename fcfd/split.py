@@ -243,10 +243,10 @@ def _automatic(
     tensors = {name: _tensors(records, name) for name in cuts}
     alone = {name: found for name, found in tensors.items() if len(found) == 1} or tensors
     sizes = {name: size for name, found in alone.items() if (size := places(found[0].shape)) > 1}
-    least = dict(zip(sizes, accumulate(sizes.values(), min), strict=True))
-    sizes = {name: size for name, size in sizes.items() if size < 2 * least[name]}  # it may not grow again
     blocks = _blocks(model, sizes)
+    least = dict(zip(sizes, accumulate(sizes.values(), min), strict=True))  # a resolution does not grow again
     shallow = [name for name in sizes if not any(name.startswith(f"{block}.") for block in blocks)]
+    shallow = [name for name in shallow if sizes[name] < 2 * least[name]]
     last = {sizes[name]: name for name in sorted(shallow, key=lambda name: -name.count("."))}
     resolutions = [name for name in shallow if name in last.values()]
     if len({sizes[name] for name in blocks}) == 1 or (count is not None and wanted > len(resolutions)):
