@@ -16,7 +16,7 @@ import random
 import re
 import signal
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -178,9 +178,8 @@ def run(words: Iterable[str], *, jobs: int, again: bool) -> None:
     names = [name for library in LIBRARIES for name in models(library)]
     todo = [name for name in names if not words or any(word in name for word in words)]
     todo = [name for name in todo if again or name not in rows]
-    with ProcessPoolExecutor(jobs, max_tasks_per_child=16) as pool:
-        for at, future in enumerate(as_completed([pool.submit(measure, name) for name in todo]), start=1):
-            row = future.result()
+    with get_context("spawn").Pool(jobs, maxtasksperchild=16) as pool:
+        for at, row in enumerate(pool.imap_unordered(measure, todo), start=1):
             rows[row["model"]] = row
             _keep(rows)
             print(f"{at}/{len(todo)} {row['model']}: {verdict(row)}", flush=True)

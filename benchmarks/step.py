@@ -199,11 +199,15 @@ def variants(on: Pair, names: Sequence[str] | None = None) -> dict[str, Call]:
 
 def _lean(on: Pair) -> Objective:
     """The whole objective compiled so that it keeps less for the backward pass."""
-    whole = torch.compile(of_fcfd(on), fullgraph=True, dynamic=False)
+    eager = of_fcfd(on)
+
+    @torch.compile(fullgraph=True, dynamic=False)
+    def lean(*inputs):  # a code object of its own: compiled graphs are found by it
+        return eager(*inputs)
 
     def objective(*inputs):
         with torch._functorch.config.patch(activation_memory_budget=KEEP):
-            return whole(*inputs)
+            return lean(*inputs)
 
     return objective
 

@@ -81,7 +81,8 @@ class Piece(NamedTuple):
     context: tuple[str, ...]  # their names, where the batch is a mapping
     params: dict[str, str]  # name in the model -> name in the network's dict: tied tensors share one
     buffers: dict[str, str]
-    writes: frozenset[str]  # the buffers that the stage writes
+    ran: tuple[nn.Module, ...]  # what runs in the stage
+    writes: tuple[frozenset[str], frozenset[str]]  # buffers that it writes: in eval, in train
 
 
 class _Stop(BaseException):
@@ -95,12 +96,13 @@ def run(piece: Piece, params: Params, buffers: Buffers, x: Any) -> tuple[Any, di
     """Run a stage: `stage(params, buffers, x) -> (y, new_buffers)`."""
     weights = select("params", params, piece.params.values())
     state = select("buffers", buffers, piece.buffers.values())
-    state |= {name: state[name].clone() for name in piece.writes}
+    writes = piece.writes[any(module.training for module in piece.ran)]
+    state |= {name: state[name].clone() for name in writes}
     tensors = {own: weights[name] for own, name in piece.params.items()}
     tensors |= {own: state[name] for own, name in piece.buffers.items()}
     if piece.begin:
         injected = _injected(piece.begin, x)
-        blank = partial(_blank, like=injected[0][2], examples=_examples(injected))
+        blank = partial(_blank, zero=injected[0][2].new_zeros(()), examples=_examples(injected))
         ports = (*piece.begin, *piece.ahead)
         tensors |= {_slot(port, leaf): blank(leaf) for port in ports for leaf in leaves(port)}
         tensors |= {name: tensor.clone() if leaf.moved else tensor for name, leaf, tensor in injected}
@@ -116,13 +118,14 @@ def run(piece: Piece, params: Params, buffers: Buffers, x: Any) -> tuple[Any, di
     except _Stop as stop:
         y = stop.value
     _reset(piece)
-    return y, {name: tensors[own] for own, name in piece.buffers.items() if name in piece.writes}
+    return y, {name: tensors[own] for own, name in piece.buffers.items() if name in writes}
 
 
 def _reset(piece: Piece) -> None:
     """Before a call, and after it so that nothing it computed stays alive."""
+    awake = len(piece.begin) == 0
     for twin, original in piece.copies:
-        twin.training = original.training and not piece.begin
+        twin.training = original.training and awake
     for twin, keys, found in piece.scratch:
         for key in keys:
             if key in found:
@@ -170,12 +173,12 @@ def _examples(injected: Sequence[tuple[str, Leaf, Tensor]]) -> int:
     return injected[0][1].examples
 
 
-def _blank(leaf: Leaf, like: Tensor, examples: int) -> Tensor:
-    """A placeholder."""
+def _blank(leaf: Leaf, zero: Tensor, examples: int) -> Tensor:
+    """A placeholder, in the precision of the feature."""
     more = examples - leaf.examples
     sizes = [size + more * growth for size, growth in zip(leaf.shape, leaf.growth, strict=True)]
-    zero = like.new_zeros((), dtype=like.dtype if leaf.dtype.is_floating_point else leaf.dtype)
-    return zero.expand(sizes).clone() if leaf.moved else zero.expand(sizes)
+    blank = (zero if leaf.dtype.is_floating_point else zero.to(leaf.dtype)).expand(sizes)
+    return blank.clone() if leaf.moved else blank
 
 
 def _context(piece: Piece, buffers: Buffers) -> dict[str, Any]:
@@ -251,7 +254,8 @@ def piece(model: nn.Module, records: Sequence[Record], begin: Cut, end: Cut, con
         context=context,
         params=params,
         buffers=buffers,
-        writes=frozenset(),
+        ran=tuple(model.get_submodule(name) for name in sorted(ran)),
+        writes=2 * (frozenset(buffers.values()),),
     )
 
 

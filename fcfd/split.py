@@ -361,14 +361,13 @@ def _rehearse(model: nn.Module, pieces: Sequence[Piece], batch: Any, exact: bool
 
     It happens on a replica, with perturbed tensors: they expose what a stage still reads from a module.
     """
-    every = [part._replace(writes=frozenset(part.buffers.values())) for part in pieces]
-    twin, every = replica((model, every), model)
+    twin, every = replica((model, pieces), model)
     params = _perturbed(model.named_parameters(), -0.01)
     buffers = _perturbed(model.named_buffers(), 0.0)
-    writes: list[set[str]] = [set() for _ in pieces]
+    writes: dict[str, list[set[str]]] = {mode: [set() for _ in pieces] for mode in ("train", "eval")}
     whole = partial(_whole, twin, params, buffers, batch)
-    chain = partial(_chain, every, params, buffers, batch, writes)
-    for mode in ("train", "eval"):
+    for mode, own in writes.items():
+        chain = partial(_chain, every, params, buffers, batch, own)
         twin.train(mode == "train")
         if not _same(_seeded(whole), _seeded(chain)):
             with _EqualDraws():  # type: ignore[no-untyped-call]
@@ -379,7 +378,10 @@ def _rehearse(model: nn.Module, pieces: Sequence[Piece], batch: Any, exact: bool
                     + (" only by random numbers. Pass exact=False to accept, use" if drawn else ". Use")
                     + f" other boundaries, or {_BY_HAND}."
                 )
-    return [part._replace(writes=frozenset(own)) for part, own in zip(pieces, writes, strict=True)]
+    return [
+        part._replace(writes=(frozenset(always), frozenset(always | sometimes)))
+        for part, sometimes, always in zip(pieces, *writes.values(), strict=True)
+    ]
 
 
 def _whole(model: nn.Module, params: Params, buffers: Buffers, batch: Any) -> tuple[Any, dict[str, Tensor]]:

@@ -126,5 +126,6 @@ def write_buffers_(module: nn.Module, buffers: Buffers) -> None:
             raise ValueError(
                 f"write_buffers_: buffer {name!r} is {shape(own[name])}, the new value {shape(value)}."
             )
-    for name, value in buffers.items():
-        own[name].copy_(value)
+    new = {name: value for name, value in buffers.items() if value is not own[name]}
+    if new:
+        torch._foreach_copy_([own[name] for name in new], list(new.values()))

@@ -71,6 +71,23 @@ def test_a_split_model_does_not_wait_either():
         loss.backward()
 
 
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_a_step_of_split_models_compiles_in_one_graph(mode):
+    build, at = NETWORKS["resnet8"]
+    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+    networks = {"t": build().train(mode == "train"), "s": build()}
+    cut = {letter: fcfd.split(model, at=at, example=images) for letter, model in networks.items()}
+    nets = fcfd.link(cut, example=images, first=2)
+
+    def step(params, buffers):
+        loss, aux = losses.fcfd(nets.stages, params, buffers, images, labels, paths=nets.crossings[:1])
+        return loss, aux.buffers
+
+    torch.compiler.reset()
+    compiled = torch.compile(step, fullgraph=True, dynamic=False, backend="aot_eager")
+    torch.testing.assert_close(compiled(nets.params, nets.buffers), step(nets.params, nets.buffers))
+
+
 def test_every_value_of_a_step_is_computed_once():
     *_, nets = pair()
     calls: Counter = Counter()
