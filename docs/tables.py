@@ -18,7 +18,7 @@ import torch
 from benchmarks.catalogue import ROWS, Row, Size
 from fcfd import recipes
 from fcfd.paths import bridged
-from fcfd.terms import Term
+from fcfd.terms import Term, _each
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
@@ -86,6 +86,8 @@ def _term(name: str, term: Term) -> tuple[str, ...]:
 
 def _called(loss: Callable[..., Any]) -> str:
     """A loss with what was bound to it; a private one in the words of its docstring."""
+    if isinstance(loss, partial) and loss.func is _each:
+        return _called(loss.args[0])
     if not isinstance(loss, partial):
         return f"`{loss.__name__}`"
     bound = ", ".join(f"{key}={value!r}" for key, value in loss.keywords.items())

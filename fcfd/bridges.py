@@ -6,13 +6,15 @@ any module of your own with the right output shape can stand in its place.
 
 import math
 from collections import OrderedDict
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from ._layout import channel_axis, channels_last
 from .maps import channel_stats_align
@@ -203,6 +205,30 @@ class ResizeTokens(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         resized: Tensor = self.resize(x)
         return torch.cat([x[:, : self.kept], resized], 1)
+
+
+class Several(nn.Module):
+    """Bridges between features that have several tensors, such as pyramids of maps.
+
+    ```
+    out_j = Σ_i bridge_ji(x_i)
+    ```
+
+    Args:
+        rows: For each tensor of the target, the bridges that lead to it, by the place of the tensor that
+            each reads.
+        form: How the target arranges its tensors, as `torch.utils._pytree` tells.
+    """
+
+    def __init__(self, rows: Iterable[Mapping[int, nn.Module]], form: pytree.TreeSpec) -> None:
+        super().__init__()
+        keyed = ({str(at): module for at, module in row.items()} for row in rows)
+        self.rows, self.form = nn.ModuleList(map(nn.ModuleDict, keyed)), form
+
+    def forward(self, x: Any) -> Any:
+        tensors = pytree.tree_leaves(x)
+        arrived = [[module(tensors[int(at)]) for at, module in row.items()] for row in self.rows]  # type: ignore[operator]
+        return pytree.tree_unflatten([torch.stack(own).sum(0) for own in arrived], self.form)
 
 
 class MatchStatistics(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ._check import shape
-from .bridges import bridge
+from .bridges import Several, bridge
 from .match import match
 from .paths import bridged, crossings, depth, plan, step
 from .split import Boundary, Network
@@ -188,21 +188,35 @@ def _build(
             raise ValueError(
                 f"link: {name!r} needs a bridge that sees its target: pass bridges={{{name!r}: ...}}."
             )
-        elif not (isinstance(source, Tensor) and isinstance(target, Tensor)):
-            raise ValueError(
-                f"link: {name!r} leads between features of several tensors; pass bridges={{{name!r}: ...}}."
-            )
-        elif _is_text(values[""]) and source.shape[1:-1] != target.shape[1:-1]:
+        else:
+            made = _made(name, source, target, _is_text(values[""]))
+        modules.setdefault(column, nn.ModuleDict())[str(at)] = made
+    return modules
+
+
+def _made(name: str, source: Any, target: Any, text: bool) -> nn.Module:
+    """A bridge, or one for each pair of tensors: as many lead to as many, any others all to all."""
+    if isinstance(source, Tensor) and isinstance(target, Tensor):
+        if text and source.shape[1:-1] != target.shape[1:-1]:
             raise ValueError(
                 f"link: {name!r} leads from {shape(source)} to {shape(target)}, and tokens of text in other "
                 f"numbers have no places in common. Give both networks the same tokens, or pass "
                 f"bridges={{{name!r}: ...}} that aligns them."
             )
-        else:
-            made = bridge(tuple(source.shape), tuple(target.shape), rectified=bool(target.min() >= 0))
-            made.to(source.device, source.dtype)
-        modules.setdefault(column, nn.ModuleDict())[str(at)] = made
-    return modules
+        made = bridge(tuple(source.shape), tuple(target.shape), rectified=bool(target.min() >= 0))
+        return made.to(source.device, source.dtype)
+    sources, (targets, form) = pytree.tree_leaves(source), pytree.tree_flatten(target)
+    if not all(isinstance(leaf, Tensor) for leaf in (*sources, *targets)):
+        raise ValueError(
+            f"link: {name!r} leads between features that hold more than tensors; pass "
+            f"bridges={{{name!r}: ...}}."
+        )
+    pairs = len(sources) == len(targets)
+    rows = [
+        {at: _made(name, sources[at], leaf, text) for at in ([here] if pairs else range(len(sources)))}
+        for here, leaf in enumerate(targets)
+    ]
+    return Several(rows, form)
 
 
 def _entry(built: nn.ModuleDict, at: int, own: Mapping[str, nn.Module]) -> Stage | None:
@@ -219,14 +233,13 @@ def _is_text(batch: Any) -> bool:
     return bool(tensors) and not tensors[0].is_floating_point()
 
 
-def _check_own(name: str, module: nn.Module, x: Any, target: Tensor) -> None:
+def _check_own(name: str, module: nn.Module, x: Any, target: Any) -> None:
     params, buffers = dict(module.named_parameters()), dict(module.named_buffers())
     with torch.no_grad(), torch.random.fork_rng():
         try:
             returned, _ = stage(module)(params, buffers, x)
         except RuntimeError as error:
             raise ValueError(f"link: your bridge {name!r} cannot read the feature: {error}") from error
-    if returned.shape != target.shape:
-        raise ValueError(
-            f"link: your bridge {name!r} returns {shape(returned)}; the feature there is {shape(target)}."
-        )
+    found, wanted = (pytree.tree_map_only(Tensor, shape, value) for value in (returned, target))
+    if found != wanted:
+        raise ValueError(f"link: your bridge {name!r} returns {found}; the feature there is {wanted}.")

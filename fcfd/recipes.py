@@ -14,7 +14,7 @@ from .contrastive import info_nce
 from .features import pooled_squared_error, relative_squared_error, squared_error
 from .logits import cross_entropy, kl, ofa
 from .paths import depth, prefixes
-from .terms import Term
+from .terms import Term, each
 
 
 def kd(
@@ -73,7 +73,8 @@ def hints(paths: Iterable[str], *, weight: float = 1.0) -> dict[str, Term]:
         Romero et al.: FitNets: Hints for Thin Deep Nets, ICLR 2015, arXiv 1412.6550. The paper trains hints
         first and the whole network after; together, in one stage, is the later practice.
     """
-    return {f"hint/{path}": Term(squared_error, path, path[-1] * depth(path), weight) for path in paths}
+    hint = each(squared_error)
+    return {f"hint/{path}": Term(hint, path, path[-1] * depth(path), weight) for path in paths}
 
 
 def appearance(stages: int, paths: Iterable[str], *, feature_weight: float = 1.0) -> dict[str, Term]:
@@ -143,9 +144,9 @@ def function(
 
 def _feature_terms(stages: int, path: str, target: str, weight: float) -> dict[str, Term]:
     own = target * depth(path)
-    terms = {f"feature/{path}": Term(squared_error, path, own, weight)}
+    terms = {f"feature/{path}": Term(each(squared_error), path, own, weight)}
     if depth(path) == stages - 1:
-        terms[f"pooled/{path}"] = Term(pooled_squared_error, path, own, weight)
+        terms[f"pooled/{path}"] = Term(each(pooled_squared_error), path, own, weight)
     return terms
 
 

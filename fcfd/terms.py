@@ -1,9 +1,12 @@
 """A term: one value of a walk is pulled towards another."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple, TypeAlias
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 
 class Term(NamedTuple):
@@ -25,6 +28,37 @@ class Term(NamedTuple):
 
 
 Terms: TypeAlias = Mapping[str, Term]
+
+
+def each(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Measure a loss on every tensor of features that have several, and take the mean.
+
+    A pyramid of maps is such a feature. Features of one tensor go to the loss as they are.
+
+    Args:
+        loss: `loss(prediction, target) -> Tensor`.
+
+    Returns:
+        A loss of trees (tuples, dicts) of tensors. It raises a `ValueError` where the two differ in form.
+
+    Example:
+        >>> loss = each(torch.nn.functional.mse_loss)
+        >>> loss([torch.ones(1), torch.ones(2)], [torch.ones(1), torch.zeros(2)])
+        tensor(0.5000)
+    """
+    return partial(_each, loss)
+
+
+def _each(loss: Callable[..., Tensor], prediction: Any, target: Any) -> Tensor:
+    if isinstance(prediction, Tensor) and isinstance(target, Tensor):
+        return loss(prediction, target)
+    (ours, ours_form), (theirs, theirs_form) = map(pytree.tree_flatten, (prediction, target))
+    if ours_form != theirs_form:
+        raise ValueError(
+            f"each: the prediction holds {len(ours)} tensors as {type(prediction).__name__}, the target "
+            f"{len(theirs)} as {type(target).__name__}. Bridge to the target's form."
+        )
+    return torch.stack([loss(own, other).mean() for own, other in zip(ours, theirs, strict=True)]).mean()
 
 
 def names(paths: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import fcfd
 from fcfd import losses
@@ -207,13 +208,93 @@ def test_networks_may_read_other_inputs():
     loss.backward()
 
 
-def test_features_of_several_tensors_need_a_bridge_of_one_s_own():
+class Pyramid(nn.Module):
+    """Maps of several sizes."""
+
+    def __init__(self, width: int, levels: int) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(nn.Conv2d(3, width, 3, 2**at, 1) for at in range(levels))
+
+    def forward(self, x):
+        return {f"p{at}": level(x) for at, level in enumerate(self.levels)}
+
+
+class Tower(nn.Conv2d):
+    """The same convolution on every level."""
+
+    def forward(self, maps):
+        return pytree.tree_map(super().forward, maps)
+
+
+def detector(width: int, levels: int) -> fcfd.Network:
+    first = Pyramid(width, levels) if levels > 1 else nn.Conv2d(3, width, 3, 1, 1)
+    return fcfd.split([first, Tower(width, width, 1), Head(width, 10)])
+
+
+class Head(nn.Linear):
+    """Reads a pyramid, or one map."""
+
+    def forward(self, maps):
+        return super().forward(
+            sum(x.mean((2, 3)) for x in (maps.values() if isinstance(maps, dict) else [maps]))
+        )
+
+
+@pytest.mark.parametrize("student_levels", [3, 2])
+def test_pyramids_are_bridged_level_by_level_or_all_to_all(student_levels):
+    networks = {"t": detector(6, 3), "s": detector(4, student_levels)}
+    images, labels = batch(dtype=torch.float32)
+    nets = fcfd.link(networks, example=images)
+    rows = nets.bridges["s>t"]["0"].rows
+    sources = [list(row) for row in rows]
+    assert sources == ([["0"], ["1"], ["2"]] if student_levels == 3 else [["0", "1"]] * 3)
+
+    def loss():
+        return losses.fcfd(nets.stages, nets.params, nets.buffers, images, labels, paths=nets.crossings)
+
+    before, aux = loss()
+    maps = aux.values["s>t"]
+    assert {name: x.shape for name, x in maps.items()} == {
+        name: x.shape for name, x in aux.values["t"].items()
+    }
+    tensors = pytree.tree_leaves(maps), pytree.tree_leaves(aux.values["t"])
+    wanted = [nn.functional.mse_loss(ours, theirs) for ours, theirs in zip(*tensors, strict=True)]
+    torch.testing.assert_close(aux.parts["feature/s>t"], sum(wanted) / 3)
+    optimizer = torch.optim.SGD([*nets.params["s"].values(), *nets.bridges.parameters()], lr=1e-2)
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss()[0].backward()
+        optimizer.step()
+    assert loss()[0] < before
+
+
+def test_a_map_is_bridged_to_a_pyramid_and_back():
+    networks = {"t": detector(6, 2), "s": detector(4, 1)}
+    images, labels = batch(dtype=torch.float32)
+    nets = fcfd.link(networks, example=images)
+    loss, aux = losses.fcfd(nets.stages, nets.params, nets.buffers, images, labels, paths=nets.crossings)
+    loss.backward()
+    assert nets.crossings == ("stt", "tss")
+    assert aux.values["t>s"].shape == aux.values["s"].shape
+    assert list(aux.values["s>t"]) == ["p0", "p1"]
+    assert all(bool(own.grad.any()) for name, own in nets.bridges.named_parameters() if "conv" in name)
+
+
+def test_features_that_hold_more_than_tensors_need_a_bridge_of_one_s_own():
     def two(x):
-        return x, x
+        return x, 3
 
     def head(x):
         return x[0].mean((2, 3))
 
     networks = {letter: fcfd.split([two, head]) for letter in "st"}
-    with pytest.raises(ValueError, match=r"link: 's>t' leads between features of several tensors"):
+    with pytest.raises(ValueError, match=r"link: 's>t' leads between features that hold more than tensors"):
         fcfd.link(networks, example=batch()[0])
+
+
+def test_a_pyramid_of_another_form_is_refused():
+    two = [torch.ones(1), torch.ones(1)]
+    with pytest.raises(
+        ValueError, match=r"^each: the prediction holds 2 tensors as list, the target 1 as dict"
+    ):
+        fcfd.terms.each(nn.functional.mse_loss)(two, {"a": torch.ones(1)})
