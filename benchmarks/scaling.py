@@ -14,13 +14,14 @@ from .step import CIFAR, Setting, compare
 
 SWEEPS: dict[str, list[dict[str, Any]]] = {
     "batch": [{"batch": batch} for batch in (8, 16, 32, 64, 128)],
-    "paths": [{"paths": count} for count in range(5)],
+    "paths": [{"paths": count} for count in range(7)],
     "teacher": [{"teacher": name} for name in ("resnet8", "resnet14", "resnet20", "resnet32", "resnet56")],
     "pixels": [{"pixels": pixels} for pixels in (16, 32, 48, 64)],
 }
-"""What changes, and its values; the CIFAR networks have four crossings, so at most four paths."""
+"""What changes, and its values."""
 
-BASE = CIFAR._replace(teacher="resnet20", student="resnet8", batch=32)
+BASE = CIFAR._replace(teacher="resnet20", student="resnet8", batch=32, first=1)
+"""Five stages, six crossings."""
 
 
 def settings(base: Setting, *, quick: bool) -> Iterator[tuple[str, Setting]]:

@@ -56,6 +56,11 @@ class Setting(NamedTuple):
     device: str = "cpu"
     paths: int = 2
     """How many crossed paths, the longest first."""
+    first: int = 2
+    """The earliest depth that is bridged; the first stage of these networks is a stem."""
+    keep: float = 0.7
+    """How much of what it could keep for the backward pass a compiled graph keeps; the rest it computes anew,
+    what is cheapest first. 1 is PyTorch's default."""
 
 
 HALF = ("bfloat16", "float16")
@@ -93,7 +98,7 @@ def pair(setting: Setting) -> Pair:
         model = build(num_classes=setting.classes).to(device, dtype, memory_format=layout)
         models[letter] = model.train(letter == "s" or setting.teacher_mode == "train")
         cut[letter] = fcfd.split(model, at=list(at), example=images[:2])
-    nets = fcfd.link(cut, example=images[:2], first=2)
+    nets = fcfd.link(cut, example=images[:2], first=setting.first)
     nets.bridges.to(memory_format=layout)
     longest = sorted(nets.crossings, key=lambda path: path.count(path[0]))
     return Pair(setting, models["t"], models["s"], nets, images, labels, tuple(longest[: setting.paths]))
@@ -170,12 +175,8 @@ def of_standin(on: Pair) -> Call:
     return run
 
 
-COMPILED = ("fcfd whole", "fcfd lean", "fcfd graphs", "fcfd stages")
-"""FCFD compiled in one graph, in one that keeps less for the backward pass, in one that CUDA replays, and in
-one graph a stage."""
-
-KEEP = 0.7
-"""How much of what it could keep `"fcfd lean"` keeps; it recomputes the rest, what is cheapest first."""
+COMPILED = ("fcfd whole", "fcfd graphs", "fcfd stages")
+"""FCFD compiled in one graph, in one that CUDA replays, and in one graph a stage."""
 
 
 def variants(on: Pair, names: Sequence[str] | None = None) -> dict[str, Call]:
@@ -189,27 +190,11 @@ def variants(on: Pair, names: Sequence[str] | None = None) -> dict[str, Call]:
         "stand-in": lambda: of_standin(on),
         "fcfd": lambda: step(on, of_fcfd(on)),
         "fcfd whole": lambda: step(on, torch.compile(of_fcfd(on), fullgraph=True, dynamic=False)),
-        "fcfd lean": lambda: step(on, _lean(on)),
     }
     if on.setting.device == "cuda":
         makers["fcfd graphs"] = lambda: _replayed(on)
     makers["fcfd stages"] = lambda: step(on, of_fcfd(on, lambda own: compiled(own, dynamic=False)))
     return {name: make() for name, make in makers.items() if names is None or name in names}
-
-
-def _lean(on: Pair) -> Objective:
-    """The whole objective compiled so that it keeps less for the backward pass."""
-    eager = of_fcfd(on)
-
-    @torch.compile(fullgraph=True, dynamic=False)
-    def lean(*inputs):  # a code object of its own: compiled graphs are found by it
-        return eager(*inputs)
-
-    def objective(*inputs):
-        with torch._functorch.config.patch(activation_memory_budget=KEEP):
-            return lean(*inputs)
-
-    return objective
 
 
 def _replayed(on: Pair) -> Call:
@@ -313,12 +298,14 @@ def compare(
     torch.compiler.reset()
     on = pair(setting)
     calls, wanted, differs = {}, None, {}
+    budget = torch._functorch.config.patch(activation_memory_budget=setting.keep)
     for name, call in variants(on, names).items():
         if perf_counter() > deadline:
             print(f"left out: {name} of {_key(setting._asdict())}")
             continue
         try:
-            found = gradients(on, call)
+            with budget:
+                found = gradients(on, call)
             if name == "stand-in" or name.startswith("fcfd"):
                 wanted = wanted or found
                 differs[name] = difference(found, wanted)
@@ -402,6 +389,7 @@ def _key(record: Mapping[str, Any]) -> str:
     return (
         f"{record['teacher']} → {record['student']}, {record['batch']} × {record['pixels']} px\n"
         f"{record['dtype']}, teacher in {record['teacher_mode']} mode"
+        + (f", keep {record['keep']:g}" if record["keep"] != CIFAR.keep else "")
     )
 
 
@@ -412,6 +400,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[64])
     parser.add_argument("--teacher", nargs="+", choices=("eval", "train"), default=["eval", "train"])
     parser.add_argument("--dtype", nargs="+", choices=tuple(TOLERANCE), default=["float32", "bfloat16"])
+    parser.add_argument("--keep", type=float, nargs="+", default=[CIFAR.keep], help="of a compiled graph")
     parser.add_argument("--imagenet", action="store_true", help="resnet34 → resnet18 at 224 px")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="a few of them only")
     parser.add_argument("--seconds", type=float, default=20.0, help="of timing for each comparison")
@@ -427,8 +416,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         base, options.batch, effort = _tiny(base), [4], {**effort, "seconds": 0.1, "least": 2}
     name = options.name or options.device
     records: list[dict[str, Any]] = []
-    for batch, dtype, mode in product(options.batch, options.dtype, options.teacher):
-        setting = base._replace(batch=batch, dtype=dtype, teacher_mode=mode)
+    for batch, dtype, mode, keep in product(options.batch, options.dtype, options.teacher, options.keep):
+        setting = base._replace(batch=batch, dtype=dtype, teacher_mode=mode, keep=keep)
         if perf_counter() > deadline:
             print(f"left out: {_key(setting._asdict())}")
             continue

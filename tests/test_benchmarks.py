@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from benchmarks import common, losses, peers, step, timeline
+from benchmarks import common, compile, losses, peers, step, timeline
 from benchmarks.catalogue import ROWS
 
 TINY = step.CIFAR._replace(teacher="resnet8", student="resnet8", batch=2, pixels=8)
@@ -202,6 +202,12 @@ def test_busy_time_counts_overlap_once():
     kernels = [timeline.Kernel("a", 0, 10), timeline.Kernel("b", 5, 10), timeline.Kernel("c", 20, 5)]
     assert timeline.busy(kernels) == 20
     assert timeline.totals(timeline.Timeline(kernels, Counter()))["span"] == pytest.approx(25e-9)
+
+
+def test_all_plans_share_the_graphs_of_stages():
+    found = compile.measure(compile.Way("stages", 3), "cpu", quick=True, backend="eager")
+    assert found["graphs"] > 0
+    assert found["added later"] == 0
 
 
 def test_a_timeline_of_the_cpu_holds_outermost_operations():
