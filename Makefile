@@ -37,10 +37,10 @@ $(VENV)/.env:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	touch $@
 
-# torchvision is installed without its dependencies: its own pin would bring a second build of torch.
+# Without their dependencies, which would bring a second build of torch.
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/.env
 	$(PIP) --editable '.[test,bench]'
-	$(PIP) --no-deps torchvision
+	$(PIP) --no-deps torchvision timm
 	touch $@
 
 $(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/.env

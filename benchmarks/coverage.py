@@ -194,6 +194,12 @@ def verdict(row: Mapping[str, Any]) -> str:
     return "exact" if all(row[check] for check in CHECKS[:3]) else "differs"
 
 
+def _trouble(row: Mapping[str, Any]) -> str:
+    if verdict(row) == "exact":
+        return f"exact, but no step: {row['step']}"
+    return f"{verdict(row)}. {row.get('refused') or row.get('error') or ''}"
+
+
 def page(text: str, rows: Iterable[Mapping[str, Any]]) -> str:
     """A page with its part between `<!-- coverage -->` and `<!-- end -->` written from results."""
     rows = list(rows)
@@ -209,7 +215,7 @@ def page(text: str, rows: Iterable[Mapping[str, Any]]) -> str:
         lines.append(" | ".join([*cells, f"{median(seconds):.1f}" if seconds else "–"]))
     table = "\n".join(f"| {line} |" for line in lines)
     reasons = "\n".join(
-        f"- `{row['model']}`: {verdict(row)}. {row.get('refused') or row.get('error') or row.get('step', '')}"
+        f"- `{row['model']}`: {_trouble(row)}"
         for row in rows
         if verdict(row) != "exact" or row.get("step", True) is not True
     )

@@ -10,7 +10,8 @@ def shape(tensor: Tensor) -> str:
 
 def same_shape(function: str, hint: str, /, **tensors: Tensor) -> None:
     """Raise unless all tensors have one shape; the hint says what to do about it."""
-    if len({tensor.shape for tensor in tensors.values()}) > 1:
+    first, *others = tensors.values()
+    if any(other.shape != first.shape for other in others):
         found = " and ".join(f"{name} {shape(tensor)}" for name, tensor in tensors.items())
         raise ValueError(f"{function}: {found} must have the same shape. {hint}")
 
@@ -18,7 +19,8 @@ def same_shape(function: str, hint: str, /, **tensors: Tensor) -> None:
 def same_axes(function: str, layout: str, hint: str, /, **tensors: Tensor) -> None:
     """Raise unless all tensors agree in their first axes, which the layout names: ``"batch, channels"``."""
     axes = layout.count(",") + 1
-    if len({tensor.shape[:axes] for tensor in tensors.values()}) > 1:
+    first, *others = tensors.values()
+    if any(other.shape[:axes] != first.shape[:axes] for other in others):
         found = " and ".join(f"{name} {shape(tensor)}" for name, tensor in tensors.items())
         raise ValueError(f"{function}: {found} must agree in [{layout}]. {hint}")
 

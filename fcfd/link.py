@@ -197,6 +197,11 @@ def _build(
 def _made(name: str, source: Any, target: Any, text: bool) -> nn.Module:
     """A bridge, or one for each pair of tensors: as many lead to as many, any others all to all."""
     if isinstance(source, Tensor) and isinstance(target, Tensor):
+        if source.shape[:1] != target.shape[:1]:
+            raise ValueError(
+                f"link: {name!r} leads from {shape(source)} to {shape(target)}, and the first axis is not the "
+                f"batch of both. Cut elsewhere, or pass bridges={{{name!r}: ...}}."
+            )
         if text and source.shape[1:-1] != target.shape[1:-1]:
             raise ValueError(
                 f"link: {name!r} leads from {shape(source)} to {shape(target)}, and tokens of text in other "

@@ -241,8 +241,10 @@ def _automatic(
     """One boundary where each resolution ends; or, where blocks share one, where equal groups of them end."""
     wanted = 4 if count is None else count - 1
     tensors = {name: _tensors(records, name) for name in cuts}
-    alone = {name: found for name, found in tensors.items() if len(found) == 1} or tensors
-    sizes = {name: size for name, found in alone.items() if (size := places(found[0].shape)) > 1}
+    sizes = {name: size for name, found in tensors.items() if (size := places(found[0].shape)) > 1}
+    alone = {name: size for name, size in sizes.items() if len(tensors[name]) == 1}
+    if _blocks(model, alone) or not _blocks(model, sizes):  # else all blocks return several tensors
+        sizes = alone or sizes
     blocks = _blocks(model, sizes)
     least = dict(zip(sizes, accumulate(sizes.values(), min), strict=True))  # a resolution does not grow again
     shallow = [name for name in sizes if not any(name.startswith(f"{block}.") for block in blocks)]

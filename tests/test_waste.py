@@ -88,6 +88,38 @@ def test_a_step_of_split_models_compiles_in_one_graph(mode):
     torch.testing.assert_close(compiled(nets.params, nets.buffers), step(nets.params, nets.buffers))
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_other_sizes_of_a_batch_compile_once_more_and_no_oftener(whole):
+    *_, nets = pair()
+    images, labels = batch(size=8)
+    counter = CompileCounter()
+    torch.compiler.reset()
+    stages, step = nets.stages, losses.fcfd
+    if whole:
+        step = torch.compile(step, fullgraph=True, backend=counter)
+    else:
+        stages = {column: fcfd.compiled(own, backend=counter) for column, own in stages.items()}
+    graphs = []
+    for size in (8, 7, 6, 5):
+        step(stages, nets.params, nets.buffers, images[:size], labels[:size], paths=nets.crossings)
+        graphs.append(counter.frame_count)
+    assert graphs[0] < graphs[1] == graphs[2] == graphs[3]
+    assert graphs[3] <= 2 * graphs[0]
+
+
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_a_schedule_does_not_compile_anew(kind):
+    *_, nets = pair()
+    images, labels = batch()
+    counter = CompileCounter()
+    torch.compiler.reset()
+    step = torch.compile(losses.fcfd, fullgraph=True, backend=counter)
+    for at in range(4):
+        weight = kind(5 * fcfd.schedules.linear_warmup(at, steps=20))
+        step(nets.stages, nets.params, nets.buffers, images, labels, paths=(), feature_weight=weight)
+    assert counter.frame_count <= (1 if kind is torch.tensor else 2)
+
+
 def test_every_value_of_a_step_is_computed_once():
     *_, nets = pair()
     calls: Counter = Counter()
