@@ -100,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     unit = records[0]["first round"]
     cells = [
         (
-            f"{record['by']}, {record['plans']} plans",
+            record["by"],
+            str(record["plans"]),
             f"{record['first round']:.0f} s",
             f"{record['first round'] / unit:.2f}×",
             str(record["graphs"]),
@@ -108,7 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         for record in records
     ]
-    show("Compiling", ("compiled by", "first round", "÷ one plan by stages", "graphs", "added later"), cells)
+    show(
+        "Compiling",
+        ("compiled by", "plans", "first round", "÷ one plan by stages", "graphs", "added later"),
+        cells,
+    )
     publish(options.out, options.name or options.device, records, environment=environment(options.device))
 
 

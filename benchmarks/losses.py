@@ -6,7 +6,6 @@ ours on the same tensors. Rules: `benchmarks/README.md`.
 """
 
 import argparse
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -49,8 +48,15 @@ VOCABULARY = {"cpu": Size(128, 32000), "cuda": Size(1024, 32000)}
 TOO_LARGE = ("wkd_logit",)
 """Not run on a vocabulary: the class cost alone has a billion entries."""
 
-LOOPS = ("wkd_logit", "hard_dark_rank", "cc_taylor_rbf", "nst_poly", "inter_channel_correlation")
-"""Naive formulas that loop over examples, measured at the first size only."""
+LOOPS = (
+    "wkd_logit",
+    "hard_dark_rank",
+    "cc_taylor_rbf",
+    "nst_poly",
+    "inter_channel_correlation",
+    "mlkd_class_corr",
+)
+"""Naive formulas that loop over examples or pair all classes, measured at the first size only."""
 
 
 class Case(NamedTuple):
@@ -238,8 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="one size, few samples")
     parser.add_argument("--only", metavar="NAME", help="one row of the catalogue")
     parser.add_argument("--compile", choices=("none", "some", "all"), default="some", dest="compiled")
-    parser.add_argument("--seconds", type=float, default=0.5, help="of timing for each loss and size")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no loss after these")
+    parser.add_argument("--seconds", type=float, default=0.2, help="of timing for each loss and size")
+    parser.add_argument("--minutes", type=float, default=9.0, help="begin no loss after these")
     parser.add_argument("--out", type=Path, default=RESULTS / "losses")
     parser.add_argument("--name", help="of the files; the device by default")
     options = parser.parse_args(arguments)

@@ -277,9 +277,10 @@ def _without_gradients(on: Pair, call: Call) -> Call:
     return run
 
 
-TOLERANCE = {"float64": 1e-9, "float32": 0.02, "bfloat16": 0.1, "float16": 0.1}
-"""How far gradients may differ. Rounding flips a ReLU here and there, and TF32 rounds more than it has to; in
-float64, where `benchmarks.device_check` and the tests look, equal is equal."""
+TOLERANCE = {"float64": 1e-9, "float32": 0.02, "bfloat16": 0.5, "float16": 0.5}
+"""How far gradients may differ. Rounding flips a ReLU here and there, and TF32 rounds more than it has to. In
+bfloat16 an eager step is itself 0.4 from float32, and fused kernels round less often. In float64, where
+`benchmarks.device_check` and the tests look, equal is equal."""
 
 
 def compare(

@@ -15,14 +15,20 @@ from typing import Any
 
 import torch
 
+from benchmarks import losses, scaling, step
 from benchmarks.catalogue import ROWS, Row, Size
+from benchmarks.step import Setting
 from fcfd import recipes
 from fcfd.paths import bridged
 from fcfd.terms import Term, _each
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
-PAGES = [DOCS.parent / "README.md", DOCS / "losses.md", *sorted(DOCS.glob("recipes/*.md"))]
+PAGES = [
+    DOCS.parent / "README.md",
+    *(DOCS / f"{name}.md" for name in ("compile", "losses")),
+    *sorted(DOCS.glob("recipes/*.md")),
+]
 
 RECIPES: dict[str, Mapping[str, Term]] = {
     "kd": recipes.kd(5),
@@ -48,7 +54,15 @@ def written(text: str) -> str:
 
 
 def _filled(mark: re.Match[str]) -> str:
-    kinds = {"losses": _losses, "terms": _terms, "results": _results}
+    kinds = {
+        "losses": _losses,
+        "terms": _terms,
+        "results": _results,
+        "step": _step,
+        "memory": _memory,
+        "compiling": _compiling,
+        "rivals": _rivals,
+    }
     table = "\n".join(f"| {' | '.join(row)} |" for row in kinds[mark[1]](mark[2]))
     return f"<!-- table: {mark[1]} of {mark[2]} -->\n{table}\n<!-- end -->"
 
@@ -109,6 +123,103 @@ def _results(name: str) -> list[tuple[str, ...]]:
     return rows
 
 
+def _step(name: str) -> list[tuple[str, ...]]:
+    """Ratios of one run: to the floor, and to the usual implementation under the same conditions."""
+    head = ("dtype, teacher", "variant", "time ÷ floor", "time ÷ stand-in", "memory ÷ stand-in", "operations")
+    return [
+        head,
+        ("---", "---", *("---:",) * 4),
+        *(
+            (
+                f"{record['dtype']}, {record['teacher_mode']}",
+                record["variant"],
+                f"{record['time to floor']:.2f}",
+                f"{record['time to stand-in']:.2f}",
+                f"{record['peak'] / usual['peak']:.2f}",
+                str(record["operations"] or ""),
+            )
+            for record, usual in _beside_stand_in(name)
+            if record["variant"] != "floor"
+        ),
+    ]
+
+
+def _memory(name: str) -> list[tuple[str, ...]]:
+    """A compiled step by how much it keeps for the backward pass."""
+    rows = [("keep", "time ÷ stand-in", "memory ÷ stand-in"), ("---:",) * 3]
+    for record, usual in _beside_stand_in(name):
+        if record["variant"] == "fcfd whole":
+            ratios = record["time to stand-in"], record["peak"] / usual["peak"]
+            rows.append((f"{record['keep']:g}", *(f"{ratio:.2f}" for ratio in ratios)))
+    return rows
+
+
+def _beside_stand_in(name: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Every record of a step that ran, with the stand-in's of the same comparison."""
+    records = [record for record in _published("step", name) if "failed" not in record]
+    usual = {_comparison(record): record for record in records if record["variant"] == "stand-in"}
+    return [(record, usual[_comparison(record)]) for record in records]
+
+
+def _comparison(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(record[name] for name in Setting._fields)
+
+
+def _compiling(name: str) -> list[tuple[str, ...]]:
+    """What compiling from cold costs, in units of one plan by stages."""
+    head = ("compiled", "plans", "time ÷ one plan by stages", "graphs", "graphs added in a second round")
+    records = _published("compile", name)
+    unit = records[0]["first round"]
+    return [
+        head,
+        ("---", *("---:",) * 4),
+        *(
+            (
+                {"stages": "by stages", "whole": "as a whole"}[record["by"]],
+                str(record["plans"]),
+                f"{record['first round'] / unit:.2f}",
+                str(record["graphs"]),
+                str(record["added later"]),
+            )
+            for record in records
+        ),
+    ]
+
+
+def _rivals(name: str) -> list[tuple[str, ...]]:
+    """Geometric means of time and memory beside other implementations."""
+    head = ("beside", "mode", "losses and sizes", "its time ÷ ours", "its memory ÷ ours", "it is faster in")
+    totals = json.loads((RESULTS / "losses" / f"{name}.json").read_text())["overall"]
+    return [
+        head,
+        ("---", "---", *("---:",) * 4),
+        *(
+            (
+                total["source"],
+                total["mode"],
+                str(total["rows"]),
+                f"{total['time']:.2f}",
+                f"{total['memory']:.2f}",
+                str(total["faster in"]),
+            )
+            for total in totals
+        ),
+    ]
+
+
+def _published(benchmark: str, name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((RESULTS / benchmark / f"{name}.json").read_text())["rows"]
+    return found
+
+
+def draw() -> None:
+    """The figures of published benchmarks."""
+    for benchmark in (losses, scaling, step):
+        folder = benchmark.__name__.rpartition(".")[2]
+        records = [record for record in _published(folder, "cpu") if "failed" not in record]
+        benchmark.plot(records, DOCS / "figures" / f"{folder}-cpu.svg")
+
+
 def _spread(values: list[float], digits: int) -> str:
     deviation = stdev(values) if len(values) > 1 else 0.0
     return f"{fmean(values):.{digits}f} ± {deviation:.{digits}f}"
@@ -117,3 +228,4 @@ def _spread(values: list[float], digits: int) -> str:
 if __name__ == "__main__":
     for page in PAGES:
         page.write_text(written(page.read_text()))
+    draw()

@@ -54,8 +54,10 @@ def link(
 
     The networks run once on the example, without gradient, as stages run always: no statistic, flag or
     random state changes. It shows the features' shapes, and whether they are taken after a ReLU (then none
-    is negative), which decides the bridges' last layer. Link after `.to(device)`: buffers are held by
-    reference, and a module that moves gets new ones.
+    is negative), which decides the bridges' last layer. Features of several tensors, such as pyramids, are
+    bridged tensor by tensor where both have as many, and every one to every one otherwise.
+
+    Link after `.to(device)`: buffers are held by reference, and a module that moves gets new ones.
 
     Args:
         networks: What `fcfd.split` returned, by letter. Where one has more stages than another, those are
@@ -199,8 +201,8 @@ def _made(name: str, source: Any, target: Any, text: bool) -> nn.Module:
     if isinstance(source, Tensor) and isinstance(target, Tensor):
         if source.shape[:1] != target.shape[:1]:
             raise ValueError(
-                f"link: {name!r} leads from {shape(source)} to {shape(target)}, and the first axis is not the "
-                f"batch of both. Cut elsewhere, or pass bridges={{{name!r}: ...}}."
+                f"link: {name!r} leads from {shape(source)} to {shape(target)}, and their first axis is not "
+                f"one batch. Cut elsewhere, or pass bridges={{{name!r}: ...}}."
             )
         if text and source.shape[1:-1] != target.shape[1:-1]:
             raise ValueError(

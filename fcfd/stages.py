@@ -126,6 +126,7 @@ def write_buffers_(module: nn.Module, buffers: Buffers) -> None:
             raise ValueError(
                 f"write_buffers_: buffer {name!r} is {shape(own[name])}, the new value {shape(value)}."
             )
-    new = {name: value for name, value in buffers.items() if value is not own[name]}
-    if new:
-        torch._foreach_copy_([own[name] for name in new], list(new.values()))
+    new = [(own[name], value) for name, value in buffers.items() if value is not own[name]]
+    for dtype in {tensor.dtype for tensor, _ in new}:  # a kernel each, on a GPU
+        tensors, values = zip(*(pair for pair in new if pair[0].dtype == dtype), strict=True)
+        torch._foreach_copy_(tensors, values)

@@ -18,6 +18,7 @@ LAYERS = (
     ("stages", "bridges"),
     ("_record",),
     ("_inject", "transforms"),
+    ("_rehearse",),
     ("split", "match"),
     ("walk", "recipes"),
     ("link", "losses"),
