@@ -49,6 +49,7 @@ def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
             )
             if variant != "floor":
                 axes[1, column].plot(values, [record["peak"] / 2**20 for record in of], marker=".")
+        axes[0, column].tick_params(axis="x", labelbottom=False)
         axes[1, column].set_xlabel(sweep)
         axes[1, column].tick_params(axis="x", rotation=30)
     axes[0, 0].set_ylabel("time ÷ the first floor")

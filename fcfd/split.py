@@ -46,14 +46,14 @@ class Network(NamedTuple):
     cuts: tuple[str, ...]
 
     def __str__(self) -> str:
-        """The stages as a table, and the cuts."""
+        """The stages as a table, and the cuts, which stages by hand do not have."""
         rows = [("stage", "ends at", "returns")]
         rows += zip(
             map(str, range(len(self.names))), map(str, self.names), map(str, self.shapes), strict=True
         )
         width = max(len(name) for _, name, _ in rows)
         table = [f"{at:<5}  {name:<{width}}  {shape}" for at, name, shape in rows]
-        return "\n".join([*table, f"cuts: {', '.join(self.cuts)}"])
+        return "\n".join([*table, f"cuts: {', '.join(self.cuts)}"] if self.cuts else table)
 
 
 def split(

@@ -460,6 +460,7 @@ def test_modules_by_hand():
     network = fcfd.split([first, torch.relu_, last, again])
     assert list(network.params) == ["0.0.weight", "0.0.bias", "2.weight", "3.bias"]
     assert network.names == ("0", "1", "2", "3")
+    assert str(network).splitlines()[-1].split() == ["3", "3"], "there are no cuts to list"
     model = nn.Sequential(first, nn.ReLU(), last, again)
     assert_equal(compose(network, ROWS.float())[0], model(ROWS.float()))
     assert_equal(compose(pickle.loads(pickle.dumps(network)), ROWS.float())[0], model(ROWS.float()))
