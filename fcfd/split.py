@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
+from math import log2
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -247,7 +248,9 @@ def _automatic(
     shallow = [name for name in shallow if sizes[name] < 2 * least[name]]
     last = {sizes[name]: name for name in sorted(shallow, key=lambda name: -name.count("."))}
     resolutions = [name for name in shallow if name in last.values()]
-    if len({sizes[name] for name in blocks}) == 1 or (count is not None and wanted > len(resolutions)):
+    uniform = len({_octave(sizes[name]) for name in blocks}) == 1
+    enough = len(blocks) >= min(wanted, len(resolutions))
+    if (uniform and enough) or (count is not None and wanted > len(resolutions)):
         groups = min(wanted, len(blocks)) if count is None else wanted
         steps = blocks if groups <= len(blocks) else []
         chosen = [steps[(at + 1) * len(steps) // groups - 1] for at in range(groups) if steps]
@@ -262,10 +265,19 @@ def _automatic(
     return tuple((name,) for name in chosen)
 
 
-def _blocks(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """Modules of modules that have siblings of their own class."""
+def _octave(size: int) -> int:
+    """Where a number of places lies among the powers of two: a class token more makes no other resolution."""
+    return round(log2(size))
+
+
+def _blocks(model: nn.Module, sizes: Mapping[str, int]) -> list[str]:
+    """Modules of modules that have siblings of their own class and resolution."""
     modules = dict(model.named_modules())
-    kinds = {name: (name.rpartition(".")[0], type(modules[name])) for name in names if modules[name]._modules}
+    kinds = {
+        name: (name.rpartition(".")[0], type(modules[name]), _octave(size))
+        for name, size in sizes.items()
+        if modules[name]._modules
+    }
     count = Counter(kinds.values())
     return [name for name, kind in kinds.items() if count[kind] > 1]
 

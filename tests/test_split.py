@@ -543,7 +543,7 @@ REFUSED: dict[str, tuple[Any, Any, Any, str]] = {
         Tower,
         9,
         IMAGES,
-        r"has 2 resolutions and 2 blocks, which do not tell 8 boundaries\. Pass at=",
+        r"has 2 resolutions and 0 blocks, which do not tell 8 boundaries\. Pass at=",
     ),
     "no maps": (
         normed,
