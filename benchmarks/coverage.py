@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import fcfd
-from fcfd._record import logits
+from fcfd.splitting.record import logits
 
 from .common import RESULTS, environment
 from .coverage_models import Model, models

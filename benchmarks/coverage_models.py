@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import torchvision_cpu
+from reference import torchvision_cpu
 
 
 class Model(NamedTuple):

@@ -1,6 +1,6 @@
 """Is it right on this device? `python -m benchmarks.device_check --device cuda`.
 
-* Training steps in float64 have the authors' values and gradients (`tests/data/steps`).
+* Training steps in float64 have the authors' values and gradients (`reference/data/steps`).
 * Every loss of the catalogue has on the device the value and gradients that it has on the CPU, finite ones
   in half precision too.
 * A training step of FCFD has the same gradients in eager mode, compiled, and as it is usually written; it
@@ -18,12 +18,12 @@ from torch import Tensor
 
 import fcfd
 from fcfd import losses
-from tests.parity import DATA, assert_fingerprint, fill, ints, t
+from reference.catalogue import ROWS, Row, Size
+from reference.parity import DATA, assert_fingerprint, fill, ints, t
+from reference.zoo import NETWORKS
 
-from .catalogue import ROWS, Row, Size
 from .common import READ_BACK, RESULTS, environment, operations, publish, show
 from .step import CIFAR, TOLERANCE, difference, gradients, pair, variants
-from .zoo import NETWORKS
 
 TINY = CIFAR._replace(teacher="resnet8", student="resnet8", batch=4)
 
@@ -32,7 +32,7 @@ def steps(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
     """The kept training steps, against the authors' values."""
     paths = sorted((DATA / "steps").glob("*.json"))
     if not paths:
-        raise FileNotFoundError("there is no training step in tests/data/steps")
+        raise FileNotFoundError("there is no training step in reference/data/steps")
     for path in paths:
         case = json.loads(path.read_text())
         yield f"step {case['id']}", lambda case=case: _step(case, device)

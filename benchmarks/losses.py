@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .catalogue import ROWS, Row, Size
+from reference.catalogue import ROWS, Row, Size
+
 from .common import (
     RESULTS,
     environment,

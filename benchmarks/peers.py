@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcfd import losses
+from reference import torchvision_cpu
 
-from . import torchvision_cpu
 from .naive import NAIVE
 
 Loss = Callable[..., Tensor]

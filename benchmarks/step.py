@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import fcfd
 from fcfd import losses, recipes
 from fcfd.transforms import compiled
+from reference.zoo import NETWORKS
 
 from . import standin
 from .common import (
@@ -40,7 +41,6 @@ from .common import (
     summary,
 )
 from .timeline import timeline
-from .zoo import NETWORKS
 
 
 class Setting(NamedTuple):

@@ -2,8 +2,8 @@
 
 from . import losses as losses, recipes as recipes, schedules as schedules
 from .bridges import bridge as bridge
-from .link import Linked as Linked, link as link
-from .match import match as match
+from .linking import Linked as Linked, link as link
+from .matching import match as match
 from .paths import (
     bridged as bridged,
     crossings as crossings,
@@ -13,11 +13,11 @@ from .paths import (
     prefixes as prefixes,
     step as step,
 )
-from .split import Network as Network, split as split
+from .splitting import Network as Network, split as split
 from .stages import frozen as frozen, stage as stage, write_buffers_ as write_buffers_
 from .terms import Term as Term, reads as reads
 from .transforms import checkpointed as checkpointed, compiled as compiled, joined as joined
-from .walk import (
+from .walking import (
     Aux as Aux,
     measure as measure,
     objective as objective,

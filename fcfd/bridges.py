@@ -14,10 +14,10 @@ from einops import rearrange
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 
 from ._layout import channel_axis, channels_last
-from .maps import channel_stats_align
+from ._tree import TreeSpec, leaves, unflatten
+from .families.maps import channel_stats_align
 
 
 class Grid(NamedTuple):
@@ -217,18 +217,18 @@ class Several(nn.Module):
     Args:
         rows: For each tensor of the target, the bridges that lead to it, by the place of the tensor that
             each reads.
-        form: How the target arranges its tensors, as `torch.utils._pytree` tells.
+        form: How the target arranges its tensors, as `fcfd._tree.flatten` tells.
     """
 
-    def __init__(self, rows: Iterable[Mapping[int, nn.Module]], form: pytree.TreeSpec) -> None:
+    def __init__(self, rows: Iterable[Mapping[int, nn.Module]], form: TreeSpec) -> None:
         super().__init__()
         keyed = ({str(at): module for at, module in row.items()} for row in rows)
         self.rows, self.form = nn.ModuleList(map(nn.ModuleDict, keyed)), form
 
     def forward(self, x: Any) -> Any:
-        tensors = pytree.tree_leaves(x)
-        arrived = [[module(tensors[int(at)]) for at, module in row.items()] for row in self.rows]  # type: ignore[operator]
-        return pytree.tree_unflatten([torch.stack(own).sum(0) for own in arrived], self.form)
+        found = leaves(x)
+        arrived = [[module(found[int(at)]) for at, module in row.items()] for row in self.rows]  # type: ignore[operator]
+        return unflatten([torch.stack(own).sum(0) for own in arrived], self.form)
 
 
 class MatchStatistics(nn.Module):

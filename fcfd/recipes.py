@@ -10,9 +10,9 @@ from functools import partial
 from torch import Tensor
 
 from ._layout import average
-from .contrastive import info_nce
-from .features import pooled_squared_error, relative_squared_error, squared_error
-from .logits import cross_entropy, kl, ofa
+from .families.contrastive import info_nce
+from .families.features import pooled_squared_error, relative_squared_error, squared_error
+from .families.logits import cross_entropy, kl, ofa
 from .paths import depth, prefixes
 from .terms import Term, each
 

@@ -13,9 +13,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils import _pytree as pytree
 
-from ._check import shape
+from ._tree import clone, shape
 
 Params: TypeAlias = Mapping[str, Tensor]
 Buffers: TypeAlias = Mapping[str, Tensor]
@@ -63,7 +62,7 @@ def _run(
     state = {name: tensor.clone() for name, tensor in select("buffers", buffers, buffers_of.values()).items()}
     tensors = {own_name: own[name] for own_name, name in params_of.items()}
     tensors |= {own_name: state[name] for own_name, name in buffers_of.items()}
-    args = (_copy(x) if protect else x,)
+    args = (clone(x) if protect else x,)
     return functional_call(module, tensors, args, tie_weights=False, strict=True), state
 
 
@@ -84,10 +83,6 @@ def select(kind: str, tensors: Mapping[str, Tensor], names: Iterable[str]) -> di
             + f". Pass the network's whole dict of {kind}; it has {len(tensors)} entries."
         )
     return {name: tensors[name] for name in names}
-
-
-def _copy(x: Any) -> Any:
-    return pytree.tree_map_only(Tensor, torch.clone, x)
 
 
 def frozen(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
+
+from ._tree import flatten
 
 
 class Term(NamedTuple):
@@ -52,7 +53,7 @@ def each(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _each(loss: Callable[..., Tensor], prediction: Any, target: Any) -> Tensor:
     if isinstance(prediction, Tensor) and isinstance(target, Tensor):
         return loss(prediction, target)
-    (ours, ours_form), (theirs, theirs_form) = map(pytree.tree_flatten, (prediction, target))
+    (ours, ours_form), (theirs, theirs_form) = map(flatten, (prediction, target))
     if ours_form != theirs_form:
         raise ValueError(
             f"each: the prediction holds {len(ours)} tensors as {type(prediction).__name__}, the target "

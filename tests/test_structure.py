@@ -1,6 +1,7 @@
 """The shape of the library: layers, the public surface, size, and documentation of every name."""
 
 import ast
+import importlib
 import inspect
 from pathlib import Path
 
@@ -12,18 +13,30 @@ from fcfd import losses
 PACKAGE = Path(fcfd.__file__).parent
 
 LAYERS = (
-    ("_check", "_layout", "_precision", "_norms", "paths", "schedules"),
-    ("logits", "policies", "features", "maps", "relations", "contrastive", "detection"),
+    ("_tree", "_layout", "paths", "schedules"),
+    ("families._checks", "families._numerics"),
+    (
+        "families.logits",
+        "families.temperatures",
+        "families.features",
+        "families.maps",
+        "families.relations",
+        "families.contrastive",
+        "families.detection",
+    ),
     ("terms",),
     ("stages", "bridges"),
-    ("_record",),
-    ("_inject", "transforms"),
-    ("_rehearse",),
-    ("split", "match"),
-    ("walk", "recipes"),
-    ("link", "losses"),
+    ("splitting.record",),
+    ("splitting.inject", "transforms"),
+    ("splitting.verify",),
+    ("splitting.cutting",),
+    ("splitting", "matching"),
+    ("walking", "recipes"),
+    ("linking", "objectives"),
+    ("losses",),
 )
-"""A module imports only from layers before its own, and never from the package root."""
+"""A module imports only from layers before its own, and never from the package root. A folder counts where its
+`__init__` imports something."""
 
 SURFACE = """
     Aux Linked Network Term bridge bridged checkpointed compiled crossings depth draw frozen joined link
@@ -32,16 +45,34 @@ SURFACE = """
 """
 
 
+def _name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
 def _modules() -> dict[str, ast.Module]:
-    return {path.stem: ast.parse(path.read_text()) for path in sorted(PACKAGE.glob("*.py"))}
+    """Every module by its name within the package; the root is the empty name."""
+    return {_name(path): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def _imported(tree: ast.Module) -> set[str]:
-    """Modules of this package that a module imports, by name; `fcfd` itself as the empty name."""
+def _is_public(module: str) -> bool:
+    """Whether users read its names: those of `splitting` are internal, but for what `fcfd` exports."""
+    return module != "" and not module.startswith("splitting.") and "._" not in f".{module}"
+
+
+def _imported(module: str) -> set[str]:
+    """Modules of this package that a module imports; the root as the empty name."""
+    is_folder = (PACKAGE / module.replace(".", "/")).is_dir()
+    package = module.split(".") if module else []
+    package = package if is_folder else package[:-1]
     found = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(_modules()[module]):
         if isinstance(node, ast.ImportFrom) and node.level:
-            found |= {node.module} if node.module else {alias.name for alias in node.names}
+            base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+            base = [part for part in base if part]
+            for alias in node.names:
+                inner = ".".join([*base, alias.name])
+                found.add(inner if inner in _modules() else ".".join(base))
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fcfd":
             found.add((node.module or "")[5:])
         elif isinstance(node, ast.Import):
@@ -50,15 +81,14 @@ def _imported(tree: ast.Module) -> set[str]:
 
 
 def test_every_module_has_a_layer():
-    assert sorted(_modules().keys() - {"__init__"}) == sorted(name for layer in LAYERS for name in layer)
+    assert sorted(_modules().keys() - {"", "families"}) == sorted(name for layer in LAYERS for name in layer)
 
 
 @pytest.mark.parametrize("name", [name for layer in LAYERS for name in layer])
 def test_imports_go_one_way(name):
     place = next(at for at, layer in enumerate(LAYERS) if name in layer)
     below = {module for layer in LAYERS[:place] for module in layer}
-    beside = {module for module in LAYERS[place] if module.startswith("_")}
-    assert _imported(_modules()[name]) <= below | beside
+    assert _imported(name) <= below
 
 
 def test_the_grammar_and_the_schedules_import_no_torch():
@@ -73,13 +103,13 @@ def test_the_grammar_and_the_schedules_import_no_torch():
 
 
 def test_the_old_functorch_package_is_not_used():
-    assert not [path for path in PACKAGE.glob("*.py") if "import functorch" in path.read_text()]
+    assert not [path for path in PACKAGE.rglob("*.py") if "import functorch" in path.read_text()]
 
 
 def test_the_public_surface_is_inventoried():
     exported = {
         alias.asname: alias.name
-        for node in ast.walk(_modules()["__init__"])
+        for node in ast.walk(_modules()[""])
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
@@ -88,21 +118,31 @@ def test_the_public_surface_is_inventoried():
 
 
 def test_losses_offers_every_function_of_the_families():
-    for family in LAYERS[1]:
-        for node in _modules()[family].body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-                assert hasattr(losses, node.name), f"fcfd.losses lacks {family}.{node.name}"
+    public = {
+        node.name
+        for name in _modules()
+        if _is_public(name) and name.startswith("families.")
+        for node in _modules()[name].body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    }
+    offered = {name for name in vars(losses) if not name.startswith("_")}
+    assert offered == public | {"appearance", "function", "fcfd"}, "no loss is missing, nothing leaks"
+
+
+def test_no_module_is_shadowed_by_what_its_package_imports():
+    """`import fcfd.walking` and `fcfd.walking` are one thing."""
+    for name in _modules().keys() - {""}:
+        module = importlib.import_module(f"fcfd.{name}")
+        package, _, last = f"fcfd.{name}".rpartition(".")
+        assert getattr(importlib.import_module(package), last) is module
 
 
 def _public_functions():
-    for path in sorted(PACKAGE.glob("*.py")):
-        if path.stem.startswith("_"):
-            continue
-        module = inspect.importlib.import_module(f"fcfd.{path.stem}")
-        for name, thing in vars(module).items():
-            own = getattr(thing, "__module__", None) == module.__name__
+    for module in filter(_is_public, _modules()):
+        for name, thing in vars(importlib.import_module(f"fcfd.{module}")).items():
+            own = getattr(thing, "__module__", None) == f"fcfd.{module}"
             if own and not name.startswith("_") and (inspect.isfunction(thing) or inspect.isclass(thing)):
-                yield pytest.param(thing, id=f"{path.stem}.{name}")
+                yield pytest.param(thing, id=f"{module}.{name}")
 
 
 @pytest.mark.parametrize("thing", list(_public_functions()))
@@ -119,9 +159,9 @@ def test_every_public_name_is_documented_and_annotated(thing):
 
 def test_only_records_and_modules_are_classes():
     """A class is a NamedTuple of data or an nn.Module: nothing else holds behaviour."""
-    for name, tree in _modules().items():
-        for node in tree.body:
-            if isinstance(node, ast.ClassDef) and not name.startswith("_") and not node.name.startswith("_"):
+    for name in filter(_is_public, _modules()):
+        for node in _modules()[name].body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 bases = {ast.unparse(base) for base in node.bases}
                 assert bases & {"NamedTuple", "nn.Module"}, f"{name}.{node.name} derives from {bases}"
 

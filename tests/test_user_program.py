@@ -3,8 +3,8 @@
 import torch
 
 import fcfd
-from benchmarks.torchvision_cpu import prepare
 from fcfd import losses
+from reference.torchvision_cpu import prepare
 
 from .purity import assert_unchanged, snapshot
 

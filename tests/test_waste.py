@@ -9,8 +9,8 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fcfd
-from benchmarks.zoo import NETWORKS
 from fcfd import losses
+from reference.zoo import NETWORKS
 
 from .nets import batch, pair
 

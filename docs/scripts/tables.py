@@ -1,0 +1,231 @@
+"""Fill the tables of the pages from what runs: `python -m docs.scripts.tables` writes them.
+
+A table stands between `<!-- table: losses of logits -->` and `<!-- end -->`. Those of losses come from the
+rows of `reference.catalogue`, which the tests hold to the laws; those of recipes from the recipes; those of
+results from what the benchmarks published.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+
+from benchmarks import losses, scaling, step
+from benchmarks.step import Setting
+from fcfd import recipes
+from fcfd.paths import bridged
+from fcfd.terms import Term, _each
+from reference.catalogue import ROWS, Row, Size
+
+DOCS = Path(__file__).parents[1]
+RESULTS = DOCS.parent / "benchmarks" / "results"
+PAGES = [
+    DOCS.parent / "README.md",
+    *(DOCS / f"{name}.md" for name in ("compile", "losses")),
+    *sorted(DOCS.glob("recipes/*.md")),
+]
+
+RECIPES: dict[str, Mapping[str, Term]] = {
+    "kd": recipes.kd(5),
+    "hints": recipes.hints(("sss>t",), weight=100.0),
+    "appearance": recipes.appearance(5, bridged(5, first=2)),
+    "function": recipes.function(5, ("ssttt", "ttsss")),
+    "fcfd": recipes.fcfd(5, ("ssttt", "ttsss"), bridged(5, first=2)),
+    "simkd": recipes.simkd(5),
+    "srrl": recipes.srrl(5),
+    "fula": recipes.fula("ssttt"),
+    "hybrid_assistant": recipes.hybrid_assistant(5),
+    "multi_teacher": recipes.multi_teacher(5, ("ssaaa", "bbsss"), ("sss>a", "sss>b")),
+    "two crossings": recipes.function(5, ("sstss",)),
+}
+"""What the pages of recipes show, for networks of five stages."""
+
+_MARK = re.compile(r"<!-- table: (\w+) of ([\w -]+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def written(text: str) -> str:
+    """A page with its tables filled."""
+    return _MARK.sub(_filled, text)
+
+
+def _filled(mark: re.Match[str]) -> str:
+    kinds = {
+        "losses": _losses,
+        "terms": _terms,
+        "results": _results,
+        "step": _step,
+        "memory": _memory,
+        "compiling": _compiling,
+        "rivals": _rivals,
+    }
+    table = "\n".join(f"| {' | '.join(row)} |" for row in kinds[mark[1]](mark[2]))
+    return f"<!-- table: {mark[1]} of {mark[2]} -->\n{table}\n<!-- end -->"
+
+
+def _losses(family: str) -> list[tuple[str, ...]]:
+    rows = [row for row in ROWS if row.loss.__module__ == f"fcfd.{family}"]
+    head = ("function", "what for", "cost", "returns", "coupled by the batch?")
+    return [head, ("---",) * len(head), *map(_loss, rows)]
+
+
+def _loss(row: Row) -> tuple[str, ...]:
+    module, name = row.loss.__module__, row.loss.__name__
+    link = f"[`{name}`](api/{module.partition('.')[2]}.md#{module}.{name})"
+    return link, row.purpose, row.cost, _returned(row), row.couples or "no"
+
+
+def _returned(row: Row) -> str:
+    if row.output:
+        return f"`[{row.output}]`"
+    inputs = row.inputs(Size(), torch.Generator().manual_seed(0), torch.float64)
+    result = row.read(row.loss(*row.arrange(list(inputs.values())), **row.hyper))
+    return f"`{list(result.shape)}`" if result.ndim else "a scalar"
+
+
+def _terms(recipe: str) -> list[tuple[str, ...]]:
+    head = ("term", "loss", "prediction", "target", "weight")
+    return [head, ("---",) * len(head), *(_term(name, term) for name, term in RECIPES[recipe].items())]
+
+
+def _term(name: str, term: Term) -> tuple[str, ...]:
+    targets = (term.target,) if isinstance(term.target, str) else term.target
+    target = ", ".join(f"`{path}`" if path.islower() else path for path in targets)
+    return f"`{name}`", _called(term.loss), f"`{term.prediction}`", target, f"{term.weight:g}"
+
+
+def _called(loss: Callable[..., Any]) -> str:
+    """A loss with what was bound to it; a private one in the words of its docstring."""
+    if isinstance(loss, partial) and loss.func is _each:
+        return _called(loss.args[0])
+    if not isinstance(loss, partial):
+        return f"`{loss.__name__}`"
+    bound = ", ".join(f"{key}={value!r}" for key, value in loss.keywords.items())
+    if not loss.func.__name__.startswith("_"):
+        return f"`{loss.func.__name__}({bound})`"
+    sentence = (loss.func.__doc__ or "").split("\n")[0].rstrip(".")
+    return f"{sentence} (`{bound}`)"
+
+
+def _results(name: str) -> list[tuple[str, ...]]:
+    """Accuracy and functional distance, mean ± deviation over seeds, a row a method."""
+    runs = json.loads((RESULTS / f"{name}.json").read_text())["runs"]
+    head = ("student learns by", "accuracy, %", "functional distance, nats")
+    rows = [head, ("---", "---:", "---:")]
+    for method in dict.fromkeys(run["method"] for run in runs):
+        own = [run for run in runs if run["method"] == method]
+        accuracy = _spread([100 * run["accuracy"] for run in own], 1)
+        rows.append((method, accuracy, _spread([fmean(run["distance"].values()) for run in own], 3)))
+    return rows
+
+
+def _step(name: str) -> list[tuple[str, ...]]:
+    """Ratios of one run: to the floor, and to the usual implementation under the same conditions."""
+    head = ("dtype, teacher", "variant", "time ÷ floor", "time ÷ stand-in", "memory ÷ stand-in", "operations")
+    return [
+        head,
+        ("---", "---", *("---:",) * 4),
+        *(
+            (
+                f"{record['dtype']}, {record['teacher_mode']}",
+                record["variant"],
+                f"{record['time to floor']:.2f}",
+                f"{record['time to stand-in']:.2f}",
+                f"{record['peak'] / usual['peak']:.2f}",
+                str(record["operations"] or ""),
+            )
+            for record, usual in _beside_stand_in(name)
+            if record["variant"] != "floor"
+        ),
+    ]
+
+
+def _memory(name: str) -> list[tuple[str, ...]]:
+    """A compiled step by how much it keeps for the backward pass."""
+    rows = [("keep", "time ÷ stand-in", "memory ÷ stand-in"), ("---:",) * 3]
+    for record, usual in _beside_stand_in(name):
+        if record["variant"] == "fcfd whole":
+            ratios = record["time to stand-in"], record["peak"] / usual["peak"]
+            rows.append((f"{record['keep']:g}", *(f"{ratio:.2f}" for ratio in ratios)))
+    return rows
+
+
+def _beside_stand_in(name: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Every record of a step that ran, with the stand-in's of the same comparison."""
+    records = [record for record in _published("step", name) if "failed" not in record]
+    usual = {_comparison(record): record for record in records if record["variant"] == "stand-in"}
+    return [(record, usual[_comparison(record)]) for record in records]
+
+
+def _comparison(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(record[name] for name in Setting._fields)
+
+
+def _compiling(name: str) -> list[tuple[str, ...]]:
+    """What compiling from cold costs, in units of one plan by stages."""
+    head = ("compiled", "plans", "time ÷ one plan by stages", "graphs", "graphs added in a second round")
+    records = _published("compile", name)
+    unit = records[0]["first round"]
+    return [
+        head,
+        ("---", *("---:",) * 4),
+        *(
+            (
+                {"stages": "by stages", "whole": "as a whole"}[record["by"]],
+                str(record["plans"]),
+                f"{record['first round'] / unit:.2f}",
+                str(record["graphs"]),
+                str(record["added later"]),
+            )
+            for record in records
+        ),
+    ]
+
+
+def _rivals(name: str) -> list[tuple[str, ...]]:
+    """Geometric means of time and memory beside other implementations."""
+    head = ("beside", "mode", "losses and sizes", "its time ÷ ours", "its memory ÷ ours", "it is faster in")
+    totals = json.loads((RESULTS / "losses" / f"{name}.json").read_text())["overall"]
+    return [
+        head,
+        ("---", "---", *("---:",) * 4),
+        *(
+            (
+                total["source"],
+                total["mode"],
+                str(total["rows"]),
+                f"{total['time']:.2f}",
+                f"{total['memory']:.2f}",
+                str(total["faster in"]),
+            )
+            for total in totals
+        ),
+    ]
+
+
+def _published(benchmark: str, name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((RESULTS / benchmark / f"{name}.json").read_text())["rows"]
+    return found
+
+
+def draw() -> None:
+    """The figures of published benchmarks."""
+    for benchmark in (losses, scaling, step):
+        folder = benchmark.__name__.rpartition(".")[2]
+        records = [record for record in _published(folder, "cpu") if "failed" not in record]
+        benchmark.plot(records, DOCS / "figures" / f"{folder}-cpu.svg")
+
+
+def _spread(values: list[float], digits: int) -> str:
+    deviation = stdev(values) if len(values) > 1 else 0.0
+    return f"{fmean(values):.{digits}f} ± {deviation:.{digits}f}"
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        page.write_text(written(page.read_text()))
+    draw()

@@ -1,0 +1,473 @@
+"""Losses between features of one shape, compared value by value; ``[batch, ...]`` unless stated."""
+
+from collections.abc import Callable
+from math import log, pi
+
+import torch
+from einops import reduce
+from torch import Tensor
+from torch.nn import functional as F
+
+from .._layout import average
+from .._tree import shape as _shape
+from ._checks import check_rank, check_same_shape
+from ._numerics import safe_normalize, upcast
+
+_BRIDGE = "Bridge one feature into the other's space first."
+
+
+def _mean(errors: Tensor) -> Tensor:
+    """The mean over all axes but the first."""
+    # A division of the few sums: the gradient of torch's mean is a tensor as large as the errors.
+    return errors.reshape(len(errors), -1).sum(1) / (errors.numel() // len(errors))
+
+
+def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of two features: numerical similarity, the hint loss.
+
+    ```
+    loss[b] = mean over all other axes of (prediction − target)²
+    ```
+
+    Args:
+        prediction: Feature `[batch, ...]`, already in the target's space.
+        target: Feature of the same shape.
+
+    Returns:
+        `[batch]`.
+
+    Raises:
+        ValueError: The shapes differ (torch's own `mse_loss` would broadcast), or there is no example.
+
+    Example:
+        >>> squared_error(torch.ones(2, 3, 4, 4), torch.zeros(2, 3, 4, 4))
+        tensor([1., 1.])
+
+    Reference:
+        Romero et al.: FitNets, ICLR 2015, arXiv 1412.6550. Checked against HobbitLong/RepDistiller
+        `HintLoss`. No deviation.
+    """
+    check_rank("squared_error", "batch, ...", prediction=prediction, target=target)
+    check_same_shape("squared_error", _BRIDGE, prediction=prediction, target=target)
+    return _mean(F.mse_loss(upcast(prediction), upcast(target), reduction="none"))
+
+
+def relative_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Squared error as a share of the target's energy, so that depths of any scale and size compare.
+
+    ```
+    loss[b] = Σ (prediction − target)² / max(Σ target², 1e-12)
+    ```
+
+    Args:
+        prediction: Feature or logits `[batch, ...]`, already in the target's space.
+        target: The same shape.
+
+    Returns:
+        `[batch]`: 0 at equality, 1 for a prediction of zeros.
+
+    Raises:
+        ValueError: The shapes differ, or there is no example.
+
+    Example:
+        >>> relative_squared_error(torch.full((1, 4), 3.0), torch.full((1, 4), 2.0))
+        tensor([0.2500])
+
+    Reference:
+        The distance of functional latent alignment (2025); no published code was compared.
+    """
+    check_rank("relative_squared_error", "batch, ...", prediction=prediction, target=target)
+    check_same_shape("relative_squared_error", _BRIDGE, prediction=prediction, target=target)
+    prediction, target = upcast(prediction), upcast(target)
+    error = F.mse_loss(prediction, target, reduction="none").reshape(len(target), -1).sum(1)
+    return error / target.square().reshape(len(target), -1).sum(1).clamp(min=1e-12)
+
+
+def pooled_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of what a classifier reads of two features: rectified, averaged over space.
+
+    ```
+    loss[b] = mean_c (pool(prediction) − pool(target))²,    pool(f) = mean over space of max(f, 0)
+    ```
+
+    Args:
+        prediction: Map `[batch, channels, height, width]` or tokens `[batch, tokens, width]`, already in the
+            target's space. A map whose first two sizes alone are equal has its channels last.
+        target: Feature of the same shape.
+
+    Returns:
+        `[batch]`.
+
+    Raises:
+        ValueError: The shapes differ, or there is no example.
+
+    Example:
+        >>> pooled_squared_error(torch.ones(2, 3, 4, 4), -torch.ones(2, 3, 4, 4))
+        tensor([1., 1.])
+
+    Reference:
+        Liu et al.: Function-Consistent Feature Distillation, ICLR 2023, arXiv 2304.11832. Checked against
+        the authors' code. No deviation.
+    """
+    check_rank("pooled_squared_error", "batch, channels, ...", prediction=prediction, target=target)
+    check_same_shape("pooled_squared_error", _BRIDGE, prediction=prediction, target=target)
+
+    pooled = [average(F.relu(upcast(feature))) for feature in (prediction, target)]
+    return (pooled[0] - pooled[1]).square().mean(1)
+
+
+def attended_squared_error(prediction: Tensor, target: Tensor, attention: Tensor) -> Tensor:
+    """Mean squared error of two features after pooling both with one attention, usually the teacher's.
+
+    ```
+    loss[b] = mean_c (Σ_n attention[b, n] · (prediction − target)[b, c, n])²
+    ```
+
+    Args:
+        prediction: Feature `[batch, channels, ...]`, already in the target's space.
+        target: Feature of the same shape.
+        attention: A weight for each position, `[batch, ...]`: of space, of tokens, or of a bag's instances.
+            It is used as given; give it the sum 1 for a weighted mean.
+
+    Returns:
+        `[batch]`.
+
+    Raises:
+        ValueError: The shapes differ, or the attention has other positions than the features.
+
+    Example:
+        >>> teacher = torch.tensor([[[1.0, 5.0]]])
+        >>> attended_squared_error(torch.zeros(1, 1, 2), teacher, torch.tensor([[1.0, 0.0]]))
+        tensor([1.])
+
+    Reference:
+        The plain form of matching features that attention selected, as multiple-instance methods for slide
+        images do; no published code was compared.
+    """
+    name = "attended_squared_error"
+    check_rank(name, "batch, channels, ...", prediction=prediction, target=target)
+    check_same_shape(name, _BRIDGE, prediction=prediction, target=target)
+    if attention.shape != prediction.shape[:1] + prediction.shape[2:]:
+        raise ValueError(
+            f"{name}: attention {_shape(attention)} must have one weight for each position, "
+            f"{list(prediction.shape[:1] + prediction.shape[2:])}, of the features {_shape(prediction)}."
+        )
+    difference = (upcast(prediction) - upcast(target)) * upcast(attention).unsqueeze(1)
+    return reduce(difference, "batch channels ... -> batch channels", "sum").square().mean(1)
+
+
+def cosine_distance(prediction: Tensor, target: Tensor) -> Tensor:
+    """One minus the cosine between two embeddings.
+
+    ```
+    loss[b] = 1 − ⟨prediction, target⟩ / (‖prediction‖ · ‖target‖)
+    ```
+
+    Args:
+        prediction: Embeddings `[..., dimensions]`.
+        target: Embeddings of the same shape.
+
+    Returns:
+        `[...]`, between 0 (one direction) and 2; 1 where an embedding is zero.
+
+    Raises:
+        ValueError: The shapes differ, or there is no example.
+
+    Example:
+        Towards image and text embeddings at once, as VL2V-ADiP does, up to the constant 1:
+
+        >>> student, image, text = torch.eye(3), torch.eye(3), torch.eye(3).flip(0)
+        >>> 0.5 * cosine_distance(student, image) + 0.5 * cosine_distance(student, text)
+        tensor([0.5000, 0.0000, 0.5000])
+
+    Reference:
+        Addepalli et al.: Leveraging Vision-Language Models for Improving Domain Generalization in Image
+        Classification, CVPR 2024, arXiv 2310.08255. Checked against val-iisc/VL2V-ADiP `dfc_loss`, which
+        takes the negative cosine, so that its minimum is −1.
+    """
+    check_rank("cosine_distance", "..., dimensions", prediction=prediction, target=target)
+    check_same_shape("cosine_distance", _BRIDGE, prediction=prediction, target=target)
+    return 1 - (safe_normalize(upcast(prediction)) * safe_normalize(upcast(target))).sum(-1)
+
+
+def factor_transfer(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference of two factors, each of length one.
+
+    ```
+    loss[b] = mean over all other axes of |prediction / ‖prediction‖ − target / ‖target‖|
+    ```
+
+    Args:
+        prediction: The translator's output `[batch, ...]` (a learned module on the student's feature).
+        target: The paraphraser's output of the same shape (on the teacher's feature).
+
+    Returns:
+        `[batch]`.
+
+    Raises:
+        ValueError: The shapes differ, or there is no example.
+
+    Example:
+        >>> factor_transfer(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 3.0]]))
+        tensor([1.])
+
+    Reference:
+        Kim, Park, Kwak: Paraphrasing Complex Network: Network Compression via Factor Transfer, NeurIPS
+        2018, arXiv 1802.04977. Checked against open-mmlab/mmrazor `FTLoss`. HobbitLong/RepDistiller's
+        `FactorTransfer` first reduces the factors to attention maps, which is another function.
+    """
+    check_rank("factor_transfer", "batch, ...", prediction=prediction, target=target)
+    check_same_shape("factor_transfer", _BRIDGE, prediction=prediction, target=target)
+    student, teacher = (upcast(factor).reshape(len(factor), -1) for factor in (prediction, target))
+    return _mean(F.l1_loss(safe_normalize(student), safe_normalize(teacher), reduction="none"))
+
+
+def activation_boundary(prediction: Tensor, target: Tensor, *, margin: float = 1.0) -> Tensor:
+    """Squared hinge that puts every neuron on the side of zero where the teacher's neuron is.
+
+    ```
+    loss[b] = Σ max(margin − y · prediction, 0)²,    y = 1 where target > 0, else −1
+    ```
+
+    Args:
+        prediction: Feature `[batch, ...]` before its activation, already in the target's space.
+        target: Feature of the same shape before its activation; only its signs are read.
+        margin: How far beyond zero a neuron must be; published 1.
+
+    Returns:
+        `[batch]`, a sum over all other axes. Not zero at equality where a neuron is closer to zero than the
+        margin. The target gets no gradient.
+
+    Raises:
+        ValueError: The shapes differ, or there is no example.
+
+    Example:
+        >>> activation_boundary(torch.tensor([[0.5, -3.0]]), torch.tensor([[2.0, -1.0]]))
+        tensor([0.2500])
+
+    Reference:
+        Heo et al.: Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons,
+        AAAI 2019, arXiv 1811.03233. Checked against HobbitLong/RepDistiller `ABLoss`, whose weights
+        (3/1000 and a power of two for each stage) are left to the caller.
+    """
+    check_rank("activation_boundary", "batch, ...", prediction=prediction, target=target)
+    check_same_shape("activation_boundary", _BRIDGE, prediction=prediction, target=target)
+    student = upcast(prediction)
+    side = (target > 0).to(student.dtype) * 2 - 1
+    return F.relu(margin - side * student).square().reshape(len(student), -1).sum(1)
+
+
+def _per_channel(function: str, name: str, value: Tensor, feature: Tensor) -> Tensor:
+    """One value for each channel, shaped to meet a feature `[batch, channels, ...]`."""
+    if value.shape != feature.shape[1:2]:
+        raise ValueError(
+            f"{function}: {name} {_shape(value)} must have one value for each channel, "
+            f"{list(feature.shape[1:2])}, of the feature {_shape(feature)}."
+        )
+    return upcast(value).reshape(-1, *[1] * (feature.ndim - 2))
+
+
+def ofd(prediction: Tensor, target: Tensor, margin: Tensor) -> Tensor:
+    """Partial squared error of pre-activation features: where both are below zero, nothing is asked.
+
+    ```
+    loss[b] = Σ (prediction − m)² · [prediction > m or m > 0],    m = max(target, margin)
+    ```
+
+    Args:
+        prediction: Feature `[batch, channels, ...]` before its activation, already in the target's space.
+        target: Feature of the same shape before its activation.
+        margin: A negative number for each channel, `[channels]`: `bn_margin` of the batch norm before.
+
+    Returns:
+        `[batch]`, a sum over all other axes.
+
+    Raises:
+        ValueError: The shapes differ, or there is not one margin for each channel.
+
+    Example:
+        >>> ofd(torch.tensor([[-2.0, 2.0]]), torch.tensor([[-1.0, 1.0]]), torch.tensor([-0.5, -0.5]))
+        tensor([1.])
+
+    Reference:
+        Heo et al.: A Comprehensive Overhaul of Feature Distillation, ICCV 2019, arXiv 1904.01866. Checked
+        against clovaai/overhaul-distillation `distillation_loss`, which sums over the batch and divides by
+        1000 (CIFAR) or 10000 (ImageNet); those weights are the caller's.
+    """
+    check_rank("ofd", "batch, channels, ...", prediction=prediction, target=target)
+    check_same_shape("ofd", _BRIDGE, prediction=prediction, target=target)
+    student = upcast(prediction)
+    goal = torch.maximum(upcast(target), _per_channel("ofd", "margin", margin, prediction))
+    asked = (student > goal) | (goal > 0)
+    return (F.mse_loss(student, goal, reduction="none") * asked).flatten(1).sum(1)
+
+
+def bn_margin(gamma: Tensor, beta: Tensor) -> Tensor:
+    """The expected negative response of a channel after batch norm: the margin of `ofd`.
+
+    ```
+    margin[c] = E[x | x < 0],  x ~ N(β, γ²)    = β − |γ| · φ(z) / Φ(z),  z = −β / |γ|
+    margin[c] = −3 |γ|   where Φ(z) ≤ 0.001, as almost nothing is negative there
+    ```
+
+    Args:
+        gamma: The weight of a batch norm, `[channels]` (or any shape).
+        beta: Its bias, of the same shape.
+
+    Returns:
+        `[channels]`, negative.
+
+    Raises:
+        ValueError: The shapes differ, or there is no channel.
+
+    Example:
+        >>> bn_margin(torch.tensor([1.0, 1.0]), torch.tensor([0.0, 9.0]))
+        tensor([-0.7979, -3.0000])
+
+    Reference:
+        Heo et al.: A Comprehensive Overhaul of Feature Distillation, ICCV 2019, arXiv 1904.01866. Checked
+        against clovaai/overhaul-distillation `get_margin_from_BN`; the ratio is taken in log space here.
+    """
+    check_rank("bn_margin", "...", gamma=gamma, beta=beta)
+    check_same_shape("bn_margin", "Give the weight and the bias of one batch norm.", gamma=gamma, beta=beta)
+    deviation, mean = upcast(gamma).abs(), upcast(beta)
+    z = -mean / deviation.clamp_min(1e-12)
+    log_below = torch.special.log_ndtr(z)
+    expected = mean - deviation * torch.exp(-z.square() / 2 - log(2 * pi) / 2 - log_below)
+    return torch.where(log_below > log(0.001), expected, -3 * deviation)
+
+
+def vid(prediction: Tensor, target: Tensor, log_scale: Tensor, *, eps: float = 1e-5) -> Tensor:
+    """Negative log-likelihood of a feature under a Gaussian with a learned variance for each channel.
+
+    ```
+    loss[b] = mean over all other axes of ½ ((prediction − target)² / v_c + log v_c)
+    v_c = log(1 + exp(log_scale_c)) + eps
+    ```
+
+    Args:
+        prediction: The regressor's mean `[batch, channels, ...]` (published: three 1×1 convolutions).
+        target: Feature of the same shape. Where the maps differ in size, pool the larger one *before* the
+            regressor.
+        log_scale: Learned, `[channels]`; published start log(exp(5 − eps) − 1), a variance of 5. Give it to
+            the optimizer: one public implementation forgets to.
+        eps: The smallest variance; published 1e-5.
+
+    Returns:
+        `[batch]`, in nats up to a constant; negative where the variance is small, and not zero at equality.
+
+    Raises:
+        ValueError: The shapes differ, or there is not one scale for each channel.
+
+    Example:
+        >>> vid(torch.ones(1, 2, 4), torch.zeros(1, 2, 4), torch.full([2], 0.541325))
+        tensor([0.5000])
+
+    Reference:
+        Ahn et al.: Variational Information Distillation for Knowledge Transfer, CVPR 2019, arXiv
+        1904.05835. Checked against HobbitLong/RepDistiller `VIDLoss`, whose log(1 + exp(x)) overflows.
+    """
+    check_rank("vid", "batch, channels, ...", prediction=prediction, target=target)
+    check_same_shape("vid", _BRIDGE, prediction=prediction, target=target)
+    scale = _per_channel("vid", "log_scale", log_scale, prediction)
+    variance = torch.logaddexp(scale, torch.zeros_like(scale)) + eps
+    error = F.mse_loss(upcast(prediction), upcast(target), reduction="none")
+    return 0.5 * _mean(error / variance + variance.log())
+
+
+def mgd(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    generator: Callable[[Tensor], Tensor],
+    *,
+    alpha: float = 2e-5,
+) -> Tensor:
+    """Squared error of the teacher's feature as generated from a masked one of the student.
+
+    ```
+    loss[b] = alpha · Σ (generator(mask · prediction) − target)²
+    ```
+
+    Args:
+        prediction: Feature `[batch, channels, ...]`, already in the target's space (published: a 1×1
+            convolution where the channels differ).
+        target: Feature of the same shape.
+        mask: 1 where the feature is kept and 0 elsewhere, each axis of the feature's size or 1. Published:
+            `torch.rand(batch, channels, 1, 1) >= 0.15` for classification, one mask for all channels,
+            `torch.rand(batch, 1, height, width) < 0.35`, for detection and segmentation.
+        generator: Learned; published two 3×3 convolutions with a ReLU between them.
+        alpha: Weight; published 7e-5 for classification, 2e-5 for detection and segmentation.
+
+    Returns:
+        `[batch]`, a sum over all other axes. The mask gets no gradient.
+
+    Raises:
+        ValueError: The shapes of prediction, target or the generated feature differ, or the mask's axes fit
+            neither the feature nor 1.
+
+    Example:
+        >>> feature, keep = torch.ones(2, 3, 4, 4), torch.rand(2, 3, 1, 1) >= 0.15
+        >>> mgd(feature, feature, keep, lambda masked: torch.ones_like(masked))
+        tensor([0., 0.])
+
+    Reference:
+        Yang et al.: Masked Generative Distillation, ECCV 2022, arXiv 2205.01529. Checked against
+        yzd-v/MGD, both its classification and its detection code, with their masks as inputs.
+    """
+    check_rank("mgd", "batch, channels, ...", prediction=prediction, target=target)
+    check_same_shape("mgd", _BRIDGE, prediction=prediction, target=target)
+    sizes = list(zip(mask.shape, prediction.shape, strict=False))
+    if mask.ndim != prediction.ndim or any(size not in (1, full) for size, full in sizes):
+        raise ValueError(
+            f"mgd: mask {_shape(mask)} must have 1 or the feature's size in each axis of the prediction "
+            f"{_shape(prediction)}."
+        )
+    generated = generator(prediction * mask.detach().to(prediction.dtype))
+    check_same_shape("mgd", "The generator must keep the shape.", generated=generated, target=target)
+    return alpha * F.mse_loss(upcast(generated), upcast(target), reduction="none").flatten(1).sum(1)
+
+
+def srd(prediction: Tensor, target: Tensor, *, exponent: float = 4.0, eps: float = 1e-4) -> Tensor:
+    """Log of the summed powers of the differences between two batch-normalised features.
+
+    ```
+    loss = 2 · log Σ_b Σ_d |n(prediction) − n(target)|^exponent,    n(f) = (f − mean_b f) / √(var_b f + eps)
+    ```
+
+    Args:
+        prediction: Pooled feature `[batch, dimensions]` after the learned linear projector.
+        target: Pooled feature of the same shape.
+        exponent: Published 4.
+        eps: Added to the variance (of the population); published 1e-4.
+
+    Returns:
+        A scalar: the statistics couple the batch. It falls with the logarithm of what is summed, may be
+        negative, and ends (without a gradient) at the logarithm of the smallest float, where the published
+        one is −∞ at equality.
+
+    Raises:
+        ValueError: The shapes differ, or the batch has fewer than two examples.
+
+    Example:
+        The published objective adds `kl(student_logits, teacher_logits, temperature=1.0).mean()`.
+
+        >>> srd(torch.tensor([[1.0], [-1.0]]), torch.tensor([[-2.0], [2.0]]), eps=0.0)
+        tensor(6.9315)
+
+    Reference:
+        Miles, Mikolajczyk: Understanding the Role of the Projector in Knowledge Distillation, AAAI 2024,
+        arXiv 2303.11098. Checked against roymiles/Simple-Recipe-Distillation, ImageNet code. torchdistill's
+        `SRDLoss` has the exponent 1 by default and leaves the batch norms to its caller.
+    """
+    check_rank("srd", "batch, dimensions", prediction=prediction, target=target)
+    check_same_shape("srd", _BRIDGE, prediction=prediction, target=target)
+    if len(prediction) < 2:
+        raise ValueError(f"srd: prediction {_shape(prediction)} has one example; batch statistics need two.")
+
+    def normalized(feature: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(feature, dim=0, correction=0)
+        return (feature - mean) * (variance + eps).rsqrt()
+
+    distance = (normalized(upcast(prediction)) - normalized(upcast(target))).abs().pow(exponent).sum()
+    return 2 * distance.clamp_min(torch.finfo(distance.dtype).tiny).log()
