@@ -35,8 +35,7 @@ LAYERS = (
     ("linking", "objectives"),
     ("losses",),
 )
-"""A module imports only from layers before its own, and never from the package root. A folder counts where its
-`__init__` imports something."""
+"""A module imports only from layers before its own, and never from the package root."""
 
 SURFACE = """
     Aux Linked Network Term bridge bridged checkpointed compiled crossings depth draw frozen joined link
