@@ -207,7 +207,7 @@ class ResizeTokens(nn.Module):
         return torch.cat([x[:, : self.kept], resized], 1)
 
 
-class Several(nn.Module):
+class MultiBridge(nn.Module):
     """Bridges between features that have several tensors, such as pyramids of maps.
 
     ```

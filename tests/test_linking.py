@@ -46,11 +46,9 @@ def test_a_path_that_crosses_twice_has_both_bridges():
     *_, networks = _networks()
     nets = fcfd.link(networks, example=batch()[0], paths=("stss",))
     assert _built(nets) == {"s>t": ["0"], "t>s": ["1"]}
-    values, written = fcfd.walk(
-        fcfd.plan(nets.crossings), nets.stages, nets.params, nets.buffers, {"": batch()[0]}
-    )
+    values, written = fcfd.walk(fcfd.plan(nets.crossings), *nets.columns, {"": batch()[0]})
     assert values["stss"].shape == (4, 10)
-    settled = fcfd.settle(nets.buffers, written)
+    settled = fcfd.merge_buffers(nets.buffers, written)
     assert not torch.equal(settled["s>t"]["0.bn.running_mean"], nets.buffers["s>t"]["0.bn.running_mean"])
     assert torch.equal(settled["t>s"]["1.bn.running_mean"], nets.buffers["t>s"]["1.bn.running_mean"])
 
@@ -105,10 +103,10 @@ def test_bridges_are_an_ordinary_module():
         assert tensor.dtype == torch.float64
     optimizer = torch.optim.SGD(nets.bridges.parameters(), lr=0.1)
     images, labels = batch()
-    loss, _ = losses.fcfd(nets.stages, nets.params, nets.buffers, images, labels, paths=nets.crossings)
+    loss, _ = losses.fcfd(*nets.columns, images, labels, paths=nets.crossings)
     loss.backward()
     optimizer.step()
-    moved, _ = losses.fcfd(nets.stages, nets.params, nets.buffers, images, labels, paths=nets.crossings)
+    moved, _ = losses.fcfd(*nets.columns, images, labels, paths=nets.crossings)
     assert moved.item() != loss.item()
 
 
@@ -129,7 +127,7 @@ def test_a_bridge_may_see_the_target_s_feature():
     blend = Blend().double()
     images, _ = batch()
     nets = fcfd.link(networks, example=images, paths=("ss&ttt",), bridges={"ss&t": blend})
-    values, _ = fcfd.walk(fcfd.plan(["ss&ttt"]), nets.stages, nets.params, nets.buffers, {"": images})
+    values, _ = fcfd.walk(fcfd.plan(["ss&ttt"]), *nets.columns, {"": images})
     torch.testing.assert_close(values["ss&t"], (blend.map(values["ss"]) + values["tt"]) / 2)
     assert nets.crossings == ("ss&ttt",)
 
@@ -183,7 +181,7 @@ def test_a_longer_network_is_joined_where_its_resolutions_match():
     nets = fcfd.link({"t": fcfd.split(teacher), "s": fcfd.split(student)}, example=images)
     assert nets.names == {"t": ("1", "2", "4"), "s": ("0", "1", "2")}
     assert nets.crossings == ("stt", "tss")
-    loss, aux = losses.fcfd(nets.stages, nets.params, nets.buffers, images, labels, paths=nets.crossings)
+    loss, aux = losses.fcfd(*nets.columns, images, labels, paths=nets.crossings)
     assert aux.values["tt"].shape == (4, 8, 4, 4)
     whole = nn.Sequential(*teacher)
     torch.testing.assert_close(aux.values["ttt"], whole(images))
@@ -201,9 +199,7 @@ def test_networks_may_read_other_inputs():
 
     example = {"s": torch.randn(2, 3, 8, 8), "t": torch.randn(2, 3, 16, 16)}
     nets = fcfd.link({"s": network(8), "t": network(16)}, example=example, paths=("st", "ts", "s>t"))
-    loss, aux = losses.fcfd(
-        nets.stages, nets.params, nets.buffers, example, torch.tensor([0, 2]), paths=nets.crossings
-    )
+    loss, aux = losses.fcfd(*nets.columns, example, torch.tensor([0, 2]), paths=nets.crossings)
     assert aux.values["s>t"].shape == aux.values["t"].shape == (2, 4, 8, 8)
     loss.backward()
 
@@ -250,7 +246,7 @@ def test_pyramids_are_bridged_level_by_level_or_all_to_all(student_levels):
     assert sources == ([["0"], ["1"], ["2"]] if student_levels == 3 else [["0", "1"]] * 3)
 
     def loss():
-        return losses.fcfd(nets.stages, nets.params, nets.buffers, images, labels, paths=nets.crossings)
+        return losses.fcfd(*nets.columns, images, labels, paths=nets.crossings)
 
     before, aux = loss()
     maps = aux.values["s>t"]
@@ -272,7 +268,7 @@ def test_a_map_is_bridged_to_a_pyramid_and_back():
     networks = {"t": detector(6, 2), "s": detector(4, 1)}
     images, labels = batch(dtype=torch.float32)
     nets = fcfd.link(networks, example=images)
-    loss, aux = losses.fcfd(nets.stages, nets.params, nets.buffers, images, labels, paths=nets.crossings)
+    loss, aux = losses.fcfd(*nets.columns, images, labels, paths=nets.crossings)
     loss.backward()
     assert nets.crossings == ("stt", "tss")
     assert aux.values["t>s"].shape == aux.values["s"].shape
@@ -295,6 +291,6 @@ def test_features_that_hold_more_than_tensors_need_a_bridge_of_one_s_own():
 def test_a_pyramid_of_another_form_is_refused():
     two = [torch.ones(1), torch.ones(1)]
     with pytest.raises(
-        ValueError, match=r"^each: the prediction holds 2 tensors as list, the target 1 as dict"
+        ValueError, match=r"^multi_level: the prediction holds 2 tensors as list, the target 1 as dict"
     ):
-        fcfd.terms.each(nn.functional.mse_loss)(two, {"a": torch.ones(1)})
+        fcfd.terms.multi_level(nn.functional.mse_loss)(two, {"a": torch.ones(1)})

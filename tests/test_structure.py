@@ -13,7 +13,7 @@ from fcfd import losses
 PACKAGE = Path(fcfd.__file__).parent
 
 LAYERS = (
-    ("_tree", "_layout", "paths", "schedules"),
+    ("_tree", "_table", "_layout", "paths", "schedules"),
     ("families._checks", "families._numerics"),
     (
         "families.logits",
@@ -38,9 +38,9 @@ LAYERS = (
 """A module imports only from layers before its own, and never from the package root."""
 
 SURFACE = """
-    Aux Linked Network Term bridge bridged checkpointed compiled crossings depth draw frozen joined link
-    losses match measure objective plan prefixes reads recipes schedules settle split stage step total walk
-    write_buffers_
+    Aux Columns Linked Network Term bridge bridged checkpointed compiled counterpart crosses crossings depth draw
+    evaluate expand frozen is_bridged joined link losses match merge_buffers objective plan prefixes pure reads
+    recipes replaced scaled schedules split stage step walk weighted_sum write_buffers_
 """
 
 
