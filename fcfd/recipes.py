@@ -171,8 +171,8 @@ def fcfd(
         ValueError: As `kd`, `appearance` and `function`.
 
     Example:
-        >>> from fcfd import scaled
-        >>> published = scaled(fcfd(5, ("ssttt",), ("ssss>t",)), {"feature": 5.0})
+        >>> from fcfd import recipes, scaled
+        >>> published = scaled(recipes.fcfd(5, ("ssttt",), ("ssss>t",)), {"feature": 5.0})
         >>> published["feature/sst"].weight
         5.0
 
@@ -386,8 +386,10 @@ def multi_teacher(recipes: Mapping[str, Terms]) -> dict[str, Term]:
         ValueError: There is no recipe.
 
     Example:
-        >>> own = {"a": fcfd(3, (), ("s>a",), teacher="a"), "b": fcfd(3, ("bss",), (), teacher="b")}
-        >>> list(multi_teacher(own))
+        >>> from fcfd import recipes
+        >>> a = recipes.fcfd(3, (), ("s>a",), teacher="a")
+        >>> b = recipes.fcfd(3, ("bss",), (), teacher="b")
+        >>> list(multi_teacher({"a": a, "b": b}))
         ['label', 'a/kl/student', 'a/feature/s>a', 'b/kl/student', 'b/kl/bss']
     """
     if not recipes:

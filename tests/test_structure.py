@@ -38,9 +38,9 @@ LAYERS = (
 """A module imports only from layers before its own, and never from the package root."""
 
 SURFACE = """
-    Aux Columns Linked Network Term bridge bridged checkpointed compiled counterpart crosses crossings depth draw
-    evaluate expand frozen is_bridged joined link losses match merge_buffers objective plan prefixes pure reads
-    recipes replaced scaled schedules split stage step walk weighted_sum write_buffers_
+    Aux Columns Linked Network Term bridge bridged checkpointed compiled counterpart crosses crossings depth
+    draw evaluate expand frozen is_bridged joined link losses match merge_buffers objective plan prefixes pure
+    reads recipes replaced scaled schedules split stage step walk weighted_sum write_buffers_
 """
 
 
