@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-_ROWS = 16
+_ROWS = 12
 _WIDTH = 48
 
 

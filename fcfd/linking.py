@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ._table import listing, table
 from ._tree import flatten, leaves, map_tensors, shape, tensors
 from .bridges import MultiBridge, bridge
+from .layouts import Layout, channels_last, grid, into_form, parse
 from .matching import match
 from .paths import (
     bridged,
@@ -27,8 +28,11 @@ from .paths import (
 )
 from .splitting import Boundary, Network
 from .stages import Buffers, Column, Params, Stage, frozen, stage
-from .transforms import joined
+from .transforms import joined, laid_out
 from .walking import Columns, walk
+
+_BY_RANK = {2: "b c", 4: "b c h w", 5: "b c d h w"}
+_IN_DOUBT = {3: "'b t c' (tokens) or 'b c t' (channels first)", 4: "'b h w c' or 'b c h w'"}
 
 
 class Linked(NamedTuple):
@@ -80,6 +84,7 @@ def link(
     first: int = 1,
     paths: Iterable[str] | None = None,
     bridges: Mapping[str, nn.Module] | None = None,
+    layouts: Mapping[str, str] | None = None,
 ) -> Linked:
     """Link networks by the bridges that the given paths need.
 
@@ -108,6 +113,10 @@ def link(
     Returns:
         A `Linked`.
 
+        layouts: The axes of features as `fcfd.layouts` says, of all of a network's or of one:
+            `{"s": "b c t", "tt": "b (1 + h=14 w) c"}`. Not needed where `split` saw them, or the number of
+            axes tells. Features are handed out in the form that losses read: `"b c t"` as `"b c 1 t"`.
+
     Raises:
         ValueError: A network is missing, a path does not fit the networks, a bridge of your own returns the
             wrong shape or is needed by no path, or no bridge fits the shapes.
@@ -130,8 +139,15 @@ def link(
     paths = listed("link", paths)
     _check_paths(paths, networks, count)
     own = {expand(path): module for path, module in (bridges or {}).items()}
-    modules = _build(plan(paths), values, own)
-    columns = {letter: network.stages for letter, network in networks.items()}
+    planned = plan(paths)
+    stated = {expand(path): pattern for path, pattern in (layouts or {}).items()}
+    read = _layouts(planned, networks, values, stated, own)
+    for path, layout in read.items():
+        values[path] = map_tensors(partial(into_form, layout=layout), values[path])
+    modules = _build(planned, values, read, own)
+    columns = {}
+    for letter, network in networks.items():
+        columns[letter] = laid_out(network.stages, [read.get(pure(letter, at)) for at in range(1, count)])
     params = {letter: frozen(network.params) for letter, network in networks.items()}
     params[student] = dict(networks[student].params)
     buffers = {letter: dict(network.buffers) for letter, network in networks.items()}
@@ -223,12 +239,72 @@ def _check_paths(paths: Iterable[str], networks: Mapping[str, Network], count: i
             )
 
 
+# Layouts
+
+
+def _layouts(
+    planned: Iterable[str],
+    networks: Mapping[str, Network],
+    values: Mapping[str, Any],
+    stated: Mapping[str, str],
+    own: Mapping[str, nn.Module],
+) -> dict[str, Layout]:
+    """How the features that bridges read and lead to are laid out: as stated, as seen, or as axes tell."""
+    for path in stated:
+        if path not in networks and path not in values:
+            features = [name for name in values if name]
+            raise ValueError(
+                f"link: layouts names {path!r}, which is no network and no feature; there are "
+                f"{listing([*map(repr, networks), *map(repr, features)])}."
+            )
+    found: dict[str, Layout] = {}
+    for path in planned:
+        if is_bridged(path):
+            _, column, at = step(path)
+            simple = path_of(column, at)
+            for feature in (step(simple).reads[0], counterpart(simple)):
+                letter = feature[0]
+                pattern = stated.get(feature) or stated.get(letter) or networks[letter].layouts[at]
+                if pattern is None and simple not in own:
+                    pattern = _told(feature, values)
+                if pattern is not None:
+                    found[feature] = parse(pattern)
+    return found
+
+
+def _told(path: str, values: Mapping[str, Any]) -> str | None:
+    """The layout that axes alone tell. Features of several tensors have one each, so none together."""
+    feature = values[path]
+    for tensor in tensors(feature):
+        two = _IN_DOUBT.get(tensor.ndim)
+        if two is None or (tensor.ndim == 4 and not channels_last(tuple(tensor.shape))):
+            continue
+        if tensor.ndim == 3 and _is_text(values[""]):
+            return "b t c"
+        raise ValueError(
+            f"link: the feature {path!r}, {shape(tensor)}, may be {two}. State which: "
+            f"layouts={{{path!r}: ...}}, or {{{path[0]!r}: ...}} for all features of network {path[0]!r}."
+        )
+    return _BY_RANK.get(feature.ndim) if isinstance(feature, Tensor) else None
+
+
+def _pattern(tensor: Tensor, layout: Layout | None, batch: Any) -> str | None:
+    """The layout of a feature that is in its form, with the grid of tokens where it is known."""
+    if tensor.ndim != 3:
+        return _BY_RANK.get(tensor.ndim)
+    image = [one for one in tensors(batch) if one.ndim == 4]
+    ratio = image[0].shape[2] / image[0].shape[3] if image else None
+    found = grid(tensor.shape[1], layout=layout, ratio=ratio)
+    return "b t c" if found is None else f"b ({found.prefix} + h={found.height} w={found.width}) c"
+
+
 # Bridges
 
 
 def _build(
     planned: Iterable[str],
     values: Mapping[str, Any],
+    layouts: Mapping[str, Layout],
     own: Mapping[str, nn.Module],
 ) -> dict[str, nn.ModuleDict]:
     """The bridges that a plan runs, by column and by the stage that they follow."""
@@ -254,12 +330,15 @@ def _build(
                 f"link: {name!r} needs a bridge that sees its target: pass bridges={{{name!r}: ...}}."
             )
         else:
-            made = _made(name, source, target, _is_text(values[""]))
+            read = layouts.get(reads[0]), layouts.get(counterpart(name))
+            made = _made(name, source, target, read, values[""])
         modules.setdefault(column, nn.ModuleDict())[str(at)] = made
     return modules
 
 
-def _made(name: str, source: Any, target: Any, text: bool) -> nn.Module:
+def _made(
+    name: str, source: Any, target: Any, layouts: tuple[Layout | None, Layout | None], batch: Any
+) -> nn.Module:
     """A bridge, or one for each pair of tensors: as many lead to as many, any others all to all."""
     if isinstance(source, Tensor) and isinstance(target, Tensor):
         if source.shape[:1] != target.shape[:1]:
@@ -267,13 +346,18 @@ def _made(name: str, source: Any, target: Any, text: bool) -> nn.Module:
                 f"link: {name!r} leads from {shape(source)} to {shape(target)}, and their first axis is not "
                 f"one batch. Cut elsewhere, or pass bridges={{{name!r}: ...}}."
             )
-        if text and source.shape[1:-1] != target.shape[1:-1]:
+        if _is_text(batch) and source.shape[1:-1] != target.shape[1:-1]:
             raise ValueError(
                 f"link: {name!r} leads from {shape(source)} to {shape(target)}, and tokens of text in other "
                 f"numbers have no places in common. Give both networks the same tokens, or pass "
                 f"bridges={{{name!r}: ...}} that aligns them."
             )
-        made = bridge(tuple(source.shape), tuple(target.shape), rectified=bool(target.min() >= 0))
+        made = bridge(
+            tuple(source.shape),
+            tuple(target.shape),
+            rectified=bool(target.min() >= 0),
+            layouts=(_pattern(source, layouts[0], batch), _pattern(target, layouts[1], batch)),
+        )
         return made.to(target.device, _precision(source, target))
     sources, (targets, form) = leaves(source), flatten(target)
     if not all(isinstance(leaf, Tensor) for leaf in (*sources, *targets)):
@@ -285,7 +369,7 @@ def _made(name: str, source: Any, target: Any, text: bool) -> nn.Module:
     rows = []
     for here, leaf in enumerate(targets):
         places = [here] if pairs else range(len(sources))
-        rows.append({at: _made(name, sources[at], leaf, text) for at in places})
+        rows.append({at: _made(name, sources[at], leaf, layouts, batch) for at in places})
     return MultiBridge(rows, form)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from math import inf, log2
 
-from ._layout import places
+from .layouts import places
 
 Shape = tuple[int, ...]
 

@@ -10,10 +10,10 @@ from functools import partial
 
 from torch import Tensor
 
-from ._layout import average
 from .families.contrastive import info_nce
 from .families.features import pooled_squared_error, relative_squared_error, squared_error
 from .families.logits import cross_entropy, kl, ofa
+from .layouts import average
 from .paths import counterpart, crosses, depth as depth_of, is_bridged, listed, prefixes, pure
 from .terms import Term, Terms, multi_level
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from ._tree import map_tensors
+from .layouts import Layout, into_form, is_formed, out_of_form
 from .stages import Buffers, Column, Params, Stage
 
 
@@ -76,6 +78,44 @@ def _recomputed(
 ) -> tuple[Any, dict[str, torch.Tensor]]:
     y, new = checkpoint(stage, params, buffers, x, use_reentrant=False)
     return y, new
+
+
+def laid_out(stages: Column, layouts: Sequence[Layout | None]) -> Column:
+    """Let the stages of a network hand out their features in the form that losses and bridges read.
+
+    Every stage arranges what it returns, and the next one arranges it back: the network computes the same.
+
+    Args:
+        stages: The column of a network.
+        layouts: That of each stage's feature (`fcfd.layouts.parse`), the logits left out. `None` stays.
+
+    Returns:
+        A column of the same length.
+
+    Example:
+        >>> double = lambda params, buffers, x: (2 * x, {})
+        >>> first, second = laid_out((double, double), (fcfd.layouts.parse("b h w c"),))
+        >>> first({}, {}, torch.ones(1, 5, 7, 3))[0].shape
+        torch.Size([1, 3, 5, 7])
+        >>> second({}, {}, torch.ones(1, 3, 5, 7))[0].shape
+        torch.Size([1, 5, 7, 3])
+    """
+    around = [None, *(None if one is None or is_formed(one) else one for one in layouts), None]
+    return tuple(
+        [
+            stage if begin is end is None or stage is None else partial(_laid_out, stage, begin, end)
+            for stage, begin, end in zip(stages, around, around[1:], strict=False)
+        ]
+    )
+
+
+def _laid_out(
+    stage: Stage, begin: Layout | None, end: Layout | None, params: Params, buffers: Buffers, x: Any
+) -> tuple[Any, dict[str, torch.Tensor]]:
+    if begin is not None:
+        x = map_tensors(partial(out_of_form, layout=begin), x)
+    y, new = stage(params, buffers, x)
+    return (y if end is None else map_tensors(partial(into_form, layout=end), y)), new
 
 
 def joined(stages: Column, ends: Sequence[int]) -> Column:

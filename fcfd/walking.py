@@ -54,11 +54,20 @@ class Aux(NamedTuple):
     buffers: dict[str, dict[str, Tensor]]
 
     def __repr__(self) -> str:
-        """The names and what they hold; no number is read from a device."""
-        rows = [("part", name, shapes(part)) for name, part in self.parts.items()]
-        rows += [("value", repr(path), shapes(value)) for path, value in self.values.items()]
-        rows += [("buffers", repr(column), f"{len(own)} tensors") for column, own in self.buffers.items()]
-        return table(("aux", "name", "holds"), rows)
+        """Three tables: the parts with their numbers, the values with their shapes, the buffers."""
+        parts = [(name, _number(part)) for name, part in self.parts.items()]
+        values = [(repr(path), shapes(value)) for path, value in self.values.items()]
+        buffers = [(repr(column), f"{len(own)} tensors") for column, own in self.buffers.items()]
+        tables = table(("part", ""), parts), table(("value", ""), values), table(("buffers", ""), buffers)
+        return "\n\n".join(tables)
+
+
+def _number(part: Tensor) -> str:
+    """A scalar's number; its shape where there is none to read, as inside a transform."""
+    try:
+        return f"{part.item():.5g}"
+    except RuntimeError:
+        return shapes(part)
 
 
 # The walk

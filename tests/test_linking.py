@@ -294,3 +294,108 @@ def test_a_pyramid_of_another_form_is_refused():
         ValueError, match=r"^multi_level: the prediction holds 2 tensors as list, the target 1 as dict"
     ):
         fcfd.terms.multi_level(nn.functional.mse_loss)(two, {"a": torch.ones(1)})
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("which", ["t", "s", "ts"])
+def test_bridges_are_in_float32_whatever_the_networks_are_in(half, which):
+    """A bridge reads the source's type and writes the target's; its own weights train in float32."""
+    torch.manual_seed(0)
+    dtypes = {letter: half if letter in which else torch.float32 for letter in "ts"}
+    networks = {
+        letter: fcfd.split(list(nn.ModuleList(stages(3)).to(dtype).eval()))
+        for letter, dtype in dtypes.items()
+    }
+    images, labels = batch(dtype=torch.float32)
+    example = {letter: images.to(dtype) for letter, dtype in dtypes.items()}
+    nets = fcfd.link(networks, example=example)
+    assert {weight.dtype for weight in nets.bridges.parameters()} == {torch.float32}
+    loss, aux = losses.fcfd(*nets.columns, example, labels, paths=nets.crossings)
+    loss.backward()
+    assert loss.isfinite()
+    assert aux.values["s>t"].dtype == dtypes["t"]
+    assert aux.values["ts"].dtype == dtypes["s"]
+    assert all(weight.grad.isfinite().all() for name, weight in nets.bridges.named_parameters())
+
+
+def test_link_under_autocast_builds_the_same_bridges():
+    torch.manual_seed(0)
+    networks = {letter: fcfd.split(list(nn.ModuleList(stages(3)))) for letter in "ts"}
+    images, labels = batch(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        nets = fcfd.link(networks, example=images)
+    assert {weight.dtype for weight in nets.bridges.parameters()} == {torch.float32}
+    loss, aux = losses.fcfd(*nets.columns, images, labels, paths=nets.crossings)
+    loss.backward()
+    assert aux.values["s>t"].dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        half, _ = losses.fcfd(*nets.columns, images, labels, paths=nets.crossings)
+    torch.testing.assert_close(half, loss, rtol=0.05, atol=0.0)
+
+
+class Sound(nn.Module):
+    """Two convolutions over time, and a classifier: features `[batch, channels, time]`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv1d(1, width, 5, 2, 2), nn.BatchNorm1d(width), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv1d(width, width, 5, 2, 2), nn.BatchNorm1d(width), nn.ReLU())
+        self.head = nn.Linear(width, 5)
+
+    def parts(self) -> list:
+        return [self.first, self.second, lambda x: x.mean(2), self.head]
+
+
+def test_a_sequence_with_channels_first_is_stated_and_learns():
+    torch.manual_seed(0)
+    cut = {}
+    for letter, width in (("t", 8), ("s", 6)):
+        sound = Sound(width)
+        cut[letter] = fcfd.split([sound.first, sound.second, nn.Sequential(Mean(), sound.head)])
+    clips, labels = torch.randn(4, 1, 64), torch.tensor([0, 1, 2, 3])
+    with pytest.raises(ValueError, match=r"feature 's', \[4, 6, 32\], may be 'b t c' \(tokens\) or 'b c t'"):
+        fcfd.link(cut, example=clips)
+    nets = fcfd.link(cut, example=clips, layouts={"s": "b c t", "t": "b c t"})
+    loss, aux = losses.fcfd(*nets.columns, clips, labels, paths=nets.crossings)
+    assert aux.values["s"].shape == (4, 6, 1, 32)
+    pooled = aux.values["ss>t"].relu().mean((2, 3)) - aux.values["tt"].relu().mean((2, 3))
+    torch.testing.assert_close(aux.parts["pooled/ss>t"], pooled.square().mean())
+    loss.backward()
+    other, _ = losses.fcfd(*nets.columns, torch.randn(4, 1, 128), labels, paths=nets.crossings)
+    assert other.isfinite()
+
+
+class Mean(nn.Module):
+    """The mean over time."""
+
+    def forward(self, x):
+        return x.mean(2)
+
+
+@pytest.mark.parametrize(
+    ("networks", "error", "text"),
+    [
+        ({"s": nn.Linear(2, 2)}, TypeError, "link: networks['s'] is a Linear; split it first"),
+        ({"S": None}, ValueError, "a network is one letter a-z, not 'S'"),
+    ],
+)
+def test_what_is_no_network_is_refused(networks, error, text):
+    *_, good = _networks()
+    networks = {letter: network if network is not None else good["t"] for letter, network in networks.items()}
+    with pytest.raises(error) as found:
+        fcfd.link(good | networks, example=batch()[0])
+    assert text in str(found.value)
+
+
+def test_layouts_of_nothing_are_refused():
+    *_, networks = _networks()
+    with pytest.raises(ValueError, match="link: layouts names 'q', which is no network and no feature"):
+        fcfd.link(networks, example=batch()[0], layouts={"q": "b c h w"})
+
+
+def test_paths_and_bridges_may_be_written_short():
+    *_, networks = _networks()
+    own = nn.Conv2d(6, 8, 1).double()
+    nets = fcfd.link(networks, example=batch()[0], paths=("s2t2",), bridges={"s2>t": own})
+    assert nets.crossings == ("sstt",)
+    assert nets.bridges["s>t"]["1"] is own

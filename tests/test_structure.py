@@ -13,7 +13,7 @@ from fcfd import losses
 PACKAGE = Path(fcfd.__file__).parent
 
 LAYERS = (
-    ("_tree", "_table", "_layout", "paths", "schedules"),
+    ("_tree", "_table", "layouts", "paths", "schedules"),
     ("families._checks", "families._numerics"),
     (
         "families.logits",

@@ -240,3 +240,108 @@ def test_a_hand_written_network_walks_beside_a_module():
     values, _ = fcfd.walk(fcfd.plan(["hh", "th"]), stages, params, buffers, {"": batch()[0]})
     torch.testing.assert_close(values["hh"], 2 * batch()[0].sum((2, 3)))
     torch.testing.assert_close(values["th"], values["t"].sum((2, 3)))
+
+
+def _one(run):
+    """A walk of one stage that does something wrong."""
+    return {"s": (run,)}, {"s": {}}, {"s": {}}, {"": torch.ones(1)}
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (
+            TypeError("forward() got an unexpected argument"),
+            "TypeError: forward() got an unexpected argument",
+        ),
+        (KeyError("mask"), "KeyError: 'mask'"),
+        (AttributeError("no such thing"), "AttributeError: no such thing"),
+        (NotImplementedError("not yet"), "NotImplementedError: not yet"),
+        (AssertionError("odd"), "AssertionError: odd"),
+        (RuntimeError("sizes differ"), "from '': sizes differ"),
+    ],
+)
+def test_every_error_of_a_stage_names_the_path(error, text):
+    def broken(params, buffers, x):
+        raise error
+
+    with pytest.raises(ValueError, match="^walk: path 's': entry 0 of column 's' cannot run") as found:
+        fcfd.walk(("s",), *_one(broken))
+    assert text in str(found.value)
+    assert found.value.__cause__ is error
+
+
+@pytest.mark.parametrize("result", [torch.ones(1), (torch.ones(1),), (torch.ones(1), None), None])
+def test_a_stage_that_returns_no_pair_is_named(result):
+    with pytest.raises(ValueError, match=r"walk: path 's': entry 0 .* a stage returns the pair"):
+        fcfd.walk(("s",), *_one(lambda params, buffers, x: result))
+
+
+def test_what_was_not_computed_is_named():
+    *_, nets = pair()
+    with pytest.raises(ValueError, match=r"walk: path 's' reads the batch, values\[''\], which is missing"):
+        fcfd.walk(("s",), *nets.columns, {})
+    with pytest.raises(ValueError, match=r"path 'sstt' reads 'sst', which is not known"):
+        fcfd.walk(("sstt",), *nets.columns, {"": batch()[0]})
+    with pytest.raises(TypeError, match=r"walk: plan is the string 'sstt'; give fcfd.plan\(\('sstt',\)\)"):
+        fcfd.walk("sstt", *nets.columns, {"": batch()[0]})
+
+
+def test_a_batch_by_network_is_told_from_named_inputs():
+    """All names are networks, or it is one batch: a model may well take an input `t`."""
+
+    def first(params, buffers, x):
+        return x["x"] * x["t"], {}
+
+    def plain(params, buffers, x):
+        return x, {}
+
+    x, t = torch.tensor([2.0]), torch.tensor([3.0])
+    empty = {"s": {}, "t": {}}
+    values, _ = fcfd.walk(("s",), {"s": (first,), "t": (plain,)}, empty, empty, {"": {"x": x, "t": t}})
+    assert values["s"] == 6.0
+    stages = {"s": (plain,), "t": (plain,)}
+    values, _ = fcfd.walk(("s", "t"), stages, empty, empty, {"": {"s": x, "t": t}})
+    assert (values["s"], values["t"]) == (2.0, 3.0)
+    with pytest.raises(ValueError, match="the batch is by network, and has none for 's', only for 't'"):
+        fcfd.walk(("s",), stages, empty, empty, {"": {"t": t}})
+
+
+def test_paths_of_deep_networks_may_be_written_short():
+    *_, nets = pair()
+    images, _ = batch()
+    short, _ = fcfd.walk(fcfd.plan(["s2t2"]), *nets.columns, {"": images})
+    long, _ = fcfd.walk(fcfd.plan(["sstt"]), *nets.columns, {"": images})
+    assert short.keys() == long.keys()
+    known = {"": images, "s2": long["ss"]}
+    assert torch.equal(fcfd.walk(("s2>t", "s2t"), *nets.columns, known)[0]["sst"], long["sst"])
+
+
+def test_a_term_whose_loss_fails_is_named_whatever_the_error():
+    def loss(prediction, target):
+        raise KeyError("no such entry")
+
+    values = {"s": torch.ones(2), "t": torch.ones(2)}
+    with pytest.raises(ValueError, match="evaluate: term 'a', 's' towards 't': KeyError: 'no such entry'"):
+        fcfd.evaluate({"a": fcfd.Term(loss, "s", "t")}, values)
+    with pytest.raises(ValueError, match="evaluate: term 'a': its loss returned float, where one tensor"):
+        fcfd.evaluate({"a": fcfd.Term(lambda a, b: 1.0, "s", "t")}, values)
+
+
+def test_records_show_a_short_table():
+    *_, nets = pair()
+    terms = fcfd.recipes.fcfd(4, nets.crossings, fcfd.bridged(4))
+    _, aux = fcfd.objective(terms, *nets.columns, _batch_values())
+    for record in (aux, nets, nets.columns):
+        assert len(repr(record)) < 3000
+    assert "kl/sstt" in repr(aux)
+    assert "crossings: sttt, sstt, tsss, ttss" in repr(nets)
+    assert "'s>t'" in repr(nets.columns)
+    many = fcfd.Aux({f"term {at}": torch.ones(()) for at in range(900)}, {}, {})
+    assert len(repr(many)) < 3000
+    assert "… 888 more" in repr(many)
+
+
+def _batch_values():
+    images, labels = batch()
+    return {"": images, "Labels": labels}

@@ -8,8 +8,8 @@ from einops import reduce
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._layout import average
 from .._tree import shape as _shape
+from ..layouts import average
 from ._checks import check_rank, check_same_shape
 from ._numerics import safe_normalize, upcast
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .._layout import places
+from ..layouts import places
 from ..stages import Buffers, Column, Params, _run as run_module
 from .inject import Cut, Leaf, aliases, leaves, piece, replaceable, returned, run
 from .record import Record, features, reach, record_twice
@@ -45,6 +45,7 @@ class Network(NamedTuple):
     names: tuple[Boundary, ...]
     shapes: tuple[Any, ...]
     cuts: tuple[str, ...]
+    layouts: tuple[str | None, ...] = (None,) * 99
 
     def __str__(self) -> str:
         """The stages as a table, and the cuts, which stages by hand do not have."""
