@@ -90,7 +90,8 @@ def _cuda_seconds(call: Call, repeats: int) -> float:
         call()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end) / 1e3 / repeats
+    milliseconds: float = begin.elapsed_time(end)
+    return milliseconds / 1e3 / repeats
 
 
 def summary(samples: Sequence[float]) -> Summary:
@@ -141,12 +142,12 @@ def peak_memory(call: Call, *, device: str = "cpu") -> int:
     return worst
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, note: Callable[..., None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.note = note
 
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = operator(*args, **(kwargs or {}))
         self.note(operator, args, kwargs or {}, out)
         return out
@@ -169,7 +170,7 @@ def operations(call: Call) -> Counter[str]:
     """How often a call in eager mode runs each operation; views and bare allocations are not counted."""
     counts: Counter[str] = Counter()
 
-    def note(operator, *_) -> None:
+    def note(operator: Any, *_: Any) -> None:
         name = operator.overloadpacket.__name__
         if not operator.is_view and not NO_WORK.fullmatch(name):
             counts[name] += 1

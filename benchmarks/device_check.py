@@ -10,11 +10,12 @@
 import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fcfd
 from fcfd import losses
@@ -35,7 +36,7 @@ def steps(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
         raise FileNotFoundError("there is no training step in reference/data/steps")
     for path in paths:
         case = json.loads(path.read_text())
-        yield f"step {case['id']}", lambda case=case: _step(case, device)
+        yield f"step {case['id']}", partial(_step, case, device)
 
 
 def _step(case: dict[str, Any], device: str) -> None:
@@ -50,8 +51,9 @@ def _step(case: dict[str, Any], device: str) -> None:
         cut[letter] = fcfd.split(model, at=list(at), example=images)
     nets = fcfd.link(cut, example=images, first=2)
     for column, modules in nets.bridges.items():
-        for at, module in modules.items():
-            module.load_state_dict(fill(module.state_dict(), f"{column}/{at}"))
+        assert isinstance(modules, nn.ModuleDict)
+        for depth, module in modules.items():
+            module.load_state_dict(fill(module.state_dict(), f"{column}/{depth}"))
     loss, _ = losses.fcfd(
         nets.stages,
         nets.params,
@@ -68,13 +70,14 @@ def _step(case: dict[str, Any], device: str) -> None:
     assert abs(loss.item() - wanted) <= 1e-8 * wanted, f"the loss is {loss.item()!r}, not {wanted!r}"
     for name, parameter in nets.params["s"].items():
         expected = case["expected"]["grads"][f"student/{name}"]
+        assert parameter.grad is not None, name
         assert_fingerprint(parameter.grad.cpu(), f"student/{name}", expected, rtol=1e-7)
 
 
 def rows(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
     """Every loss of the catalogue, against itself on the CPU and in half precision."""
     for row in ROWS:
-        yield f"loss {row.loss.__name__}", lambda row=row: _loss(row, device)
+        yield f"loss {row.loss.__name__}", partial(_loss, row, device)
 
 
 def _loss(row: Row, device: str) -> None:
@@ -100,8 +103,8 @@ def _evaluated(row: Row, inputs: dict[str, Tensor], device: str) -> list[Tensor]
 
 def forms(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
     """A step of FCFD in its forms, in float64, and what a step asks of the host."""
-    yield "step compiled, and as it is usually written", lambda: _same(device)
-    yield "step without host waits", lambda: _no_wait(device)
+    yield "step compiled, and as it is usually written", partial(_same, device)
+    yield "step without host waits", partial(_no_wait, device)
 
 
 def _same(device: str) -> None:
@@ -132,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", help="of the files; the device by default")
     options = parser.parse_args(arguments)
 
-    records = []
+    records: list[dict[str, Any]] = []
     for checks in (steps, rows, forms):
         for name, check in checks(options.device):
             try:

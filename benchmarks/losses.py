@@ -38,7 +38,7 @@ EMBEDDINGS = {"CIFAR": Size(64, 256), "ImageNet": Size(256, 512)}
 MAPS = {"CIFAR": Size(64, 64, 8), "ImageNet": Size(64, 512, 7)}
 SIZES = {
     "logits": LOGITS,
-    "policies": LOGITS,
+    "temperatures": LOGITS,
     "detection": LOGITS,
     "relations": EMBEDDINGS,
     "contrastive": EMBEDDINGS,

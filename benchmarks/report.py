@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MultipleLocator
 
 COLOURS = ("#c3c8cf", "#868d98", "#4c7fb0", "#e0a63f", "#c4622d", "#16a077", "#0b4a3b")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.edgecolor": "#888888",
     "axes.spines.right": False,
     "axes.spines.top": False,

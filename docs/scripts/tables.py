@@ -115,7 +115,7 @@ def _results(name: str) -> list[tuple[str, ...]]:
     """Accuracy and functional distance, mean ± deviation over seeds, a row a method."""
     runs = json.loads((RESULTS / f"{name}.json").read_text())["runs"]
     head = ("student learns by", "accuracy, %", "functional distance, nats")
-    rows = [head, ("---", "---:", "---:")]
+    rows: list[tuple[str, ...]] = [head, ("---", "---:", "---:")]
     for method in dict.fromkeys(run["method"] for run in runs):
         own = [run for run in runs if run["method"] == method]
         accuracy = _spread([100 * run["accuracy"] for run in own], 1)
@@ -146,7 +146,7 @@ def _step(name: str) -> list[tuple[str, ...]]:
 
 def _memory(name: str) -> list[tuple[str, ...]]:
     """A compiled step by how much it keeps for the backward pass."""
-    rows = [("keep", "time ÷ stand-in", "memory ÷ stand-in"), ("---:",) * 3]
+    rows: list[tuple[str, ...]] = [("keep", "time ÷ stand-in", "memory ÷ stand-in"), ("---:",) * 3]
     for record, usual in _beside_stand_in(name):
         if record["variant"] == "fcfd whole":
             ratios = record["time to stand-in"], record["peak"] / usual["peak"]
