@@ -1,8 +1,9 @@
 # Every target sets up what it needs in a virtual environment of its own.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS)
 
 .PHONY: demo test slow lint bench docs clean
 
@@ -37,20 +38,21 @@ $(VENV)/.env:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	touch $@
 
-# Without their dependencies, which would bring a second build of torch.
-$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/.env
+# torchvision and timm without their dependencies, which would bring a second build of torch.
+$(VENV)/.test: pyproject.toml $(CONSTRAINTS) | $(VENV)/.env
 	$(PIP) --editable '.[test,bench]'
 	$(PIP) --no-deps torchvision timm
 	touch $@
 
-$(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/.env
+$(VENV)/.bench: pyproject.toml $(CONSTRAINTS) | $(VENV)/.env
 	$(PIP) --editable '.[bench]'
 	touch $@
 
-$(VENV)/.lint: pyproject.toml constraints.txt | $(VENV)/.env
-	$(PIP) --editable '.[lint]'
+# With the types of all that is checked.
+$(VENV)/.lint: pyproject.toml $(CONSTRAINTS) | $(VENV)/.env
+	$(PIP) --editable '.[test,bench,docs,lint]'
 	touch $@
 
-$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/.env
+$(VENV)/.docs: pyproject.toml $(CONSTRAINTS) | $(VENV)/.env
 	$(PIP) --editable '.[docs]'
 	touch $@

@@ -25,3 +25,5 @@ from .walking import (
     total as total,
     walk as walk,
 )
+
+__version__ = "0.1.0"
