@@ -5,6 +5,9 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS)
 
+# As wide as the site shows a line of code without a scroll bar.
+PAGES := $(wildcard *.md) benchmarks/README.md $(shell find docs -name '*.md')
+
 .PHONY: demo test slow lint bench docs clean
 
 # One thread for each of a few processes: small tensors gain nothing from more threads.
@@ -25,6 +28,7 @@ bench: $(VENV)/.bench
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/ruff format --check --line-length 88 $(PAGES)
 	$(BIN)/mypy
 
 docs: $(VENV)/.docs

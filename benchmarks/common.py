@@ -3,6 +3,7 @@
 `benchmarks/README.md` is the contract that these functions keep.
 """
 
+import argparse
 import csv
 import gc
 import json
@@ -13,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import fmean, median, quantiles, stdev
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -210,6 +211,15 @@ def _processor() -> str:
     return models[0] if models else platform.machine()
 
 
+def parser(description: str | None, folder: str) -> argparse.ArgumentParser:
+    """The options that every command has; the first line of its module's docstring describes it."""
+    found = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    found.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    found.add_argument("--out", type=Path, default=RESULTS / folder)
+    found.add_argument("--name", help="of the files; the device by default")
+    return found
+
+
 def publish(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], **about: Any) -> None:
     """Write the rows as `name.csv`, and with all that is known about them as `name.json`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -239,6 +249,12 @@ def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, m
     for row in rows:
         table.add_row(*row, style="bold red" if mark in row[-1] else None)
     Console(width=None if os.isatty(1) else 140).print(table)
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """The mean ± the deviation of a sample."""
+    deviation = stdev(values) if len(values) > 1 else 0.0
+    return f"{fmean(values):{form}} ± {deviation:{form.lstrip('+')}}"
 
 
 def microseconds(seconds: float) -> str:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from itertools import combinations
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from torch._dynamo.utils import counters
 from fcfd import losses
 from fcfd.transforms import compiled
 
-from .common import RESULTS, environment, publish, show
+from .common import environment, parser, publish, show
 from .step import CIFAR, HYPER, Columns, pair
 
 
@@ -90,13 +89,10 @@ def _apart(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--quick", action="store_true", help="tiny networks")
-    parser.add_argument("--way", choices=tuple(WAYS), help="measure this one here, and print it as JSON")
-    parser.add_argument("--out", type=Path, default=RESULTS / "compile")
-    parser.add_argument("--name", help="of the files; the device by default")
-    options = parser.parse_args(arguments)
+    command = parser(__doc__, "compile")
+    command.add_argument("--quick", action="store_true", help="tiny networks")
+    command.add_argument("--way", choices=tuple(WAYS), help="measure this one here, and print it as JSON")
+    options = command.parse_args(arguments)
     if options.way:
         print(json.dumps(measure(WAYS[options.way], options.device, quick=options.quick)))
         return

@@ -7,23 +7,19 @@
   never makes the host wait for the device.
 """
 
-import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import fcfd
-from fcfd import losses
 from reference.catalogue import ROWS, Row, Size
-from reference.parity import DATA, assert_fingerprint, fill, ints, t
-from reference.zoo import NETWORKS
+from reference.parity import assert_fingerprint
+from reference.steps import KEPT, taken
 
-from .common import READ_BACK, RESULTS, environment, operations, publish, show
+from .common import READ_BACK, environment, operations, parser, publish, show
 from .step import CIFAR, TOLERANCE, difference, gradients, pair, variants
 
 TINY = CIFAR._replace(teacher="resnet8", student="resnet8", batch=4)
@@ -31,46 +27,20 @@ TINY = CIFAR._replace(teacher="resnet8", student="resnet8", batch=4)
 
 def steps(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
     """The kept training steps, against the authors' values."""
-    paths = sorted((DATA / "steps").glob("*.json"))
-    if not paths:
+    if not KEPT:
         raise FileNotFoundError("there is no training step in reference/data/steps")
-    for path in paths:
-        case = json.loads(path.read_text())
-        yield f"step {case['id']}", partial(_step, case, device)
+    for path in KEPT:
+        yield f"step {path.stem}", partial(_step, path, device)
 
 
-def _step(case: dict[str, Any], device: str) -> None:
-    images = t(f"{case['id']}/images", [case["batch"], 3, 32, 32]).to(device)
-    labels = ints(f"{case['id']}/labels", [case["batch"]], case["num_classes"]).to(device)
-    cut = {}
-    for letter, role in (("t", "teacher"), ("s", "student")):
-        build, at = NETWORKS[case[role]]
-        model = build(num_classes=case["num_classes"]).double()
-        model.load_state_dict(fill(model.state_dict(), role))
-        model.to(device).train(role == "student" or case["teacher_mode"] == "train")
-        cut[letter] = fcfd.split(model, at=list(at), example=images)
-    nets = fcfd.link(cut, example=images, first=2)
-    for column, modules in nets.bridges.items():
-        assert isinstance(modules, nn.ModuleDict)
-        for depth, module in modules.items():
-            module.load_state_dict(fill(module.state_dict(), f"{column}/{depth}"))
-    loss, _ = losses.fcfd(
-        nets.stages,
-        nets.params,
-        nets.buffers,
-        images,
-        labels,
-        paths=[path + path[-1] for path in case["paths"]],
-        temperature=case["temperature"],
-        feature_weight=case["feature_weight"] * case["warmup"],
-        path_weight=case["path_weight"],
-    )
+def _step(path: Path, device: str) -> None:
+    case, _, nets, loss, _ = taken(path, device)
     loss.backward()
     wanted = case["expected"]["total"]
     assert abs(loss.item() - wanted) <= 1e-8 * wanted, f"the loss is {loss.item()!r}, not {wanted!r}"
     for name, parameter in nets.params["s"].items():
-        expected = case["expected"]["grads"][f"student/{name}"]
         assert parameter.grad is not None, name
+        expected = case["expected"]["grads"][f"student/{name}"]
         assert_fingerprint(parameter.grad.cpu(), f"student/{name}", expected, rtol=1e-7)
 
 
@@ -129,11 +99,8 @@ def _no_wait(device: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", type=Path, default=RESULTS / "check")
-    parser.add_argument("--name", help="of the files; the device by default")
-    options = parser.parse_args(arguments)
+    command = parser(__doc__, "check")
+    options = command.parse_args(arguments)
 
     records: list[dict[str, Any]] = []
     for checks in (steps, rows, forms):

@@ -5,7 +5,6 @@ whole, and as it is usually written (`benchmarks/standin.py`), in turns on the s
 floor is the time of the step's convolutions and matrix products alone. Rules: `benchmarks/README.md`.
 """
 
-import argparse
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
@@ -25,13 +24,13 @@ from reference.zoo import NETWORKS
 from . import standin
 from .common import (
     READ_BACK,
-    RESULTS,
     Call,
     environment,
     interleaved,
     mebibytes,
     microseconds,
     operations,
+    parser,
     peak_memory,
     publish,
     pyplot,
@@ -409,20 +408,17 @@ def _key(record: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--quick", action="store_true", help="tiny networks, few samples")
-    parser.add_argument("--batch", type=int, nargs="+", default=[64])
-    parser.add_argument("--teacher", nargs="+", choices=("eval", "train"), default=["eval", "train"])
-    parser.add_argument("--dtype", nargs="+", choices=tuple(TOLERANCE), default=["float32", "bfloat16"])
-    parser.add_argument("--keep", type=float, nargs="+", default=[CIFAR.keep], help="of a compiled graph")
-    parser.add_argument("--imagenet", action="store_true", help="resnet34 → resnet18 at 224 px")
-    parser.add_argument("--variants", nargs="+", metavar="NAME", help="a few of them only")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of timing for each comparison")
-    parser.add_argument("--minutes", type=float, default=7.0, help="start no variant after these")
-    parser.add_argument("--out", type=Path, default=RESULTS / "step")
-    parser.add_argument("--name", help="of the files; the device by default")
-    options = parser.parse_args(arguments)
+    command = parser(__doc__, "step")
+    command.add_argument("--quick", action="store_true", help="tiny networks, few samples")
+    command.add_argument("--batch", type=int, nargs="+", default=[64])
+    command.add_argument("--teacher", nargs="+", choices=("eval", "train"), default=["eval", "train"])
+    command.add_argument("--dtype", nargs="+", choices=tuple(TOLERANCE), default=["float32", "bfloat16"])
+    command.add_argument("--keep", type=float, nargs="+", default=[CIFAR.keep], help="of a compiled graph")
+    command.add_argument("--imagenet", action="store_true", help="resnet34 → resnet18 at 224 px")
+    command.add_argument("--variants", nargs="+", metavar="NAME", help="a few of them only")
+    command.add_argument("--seconds", type=float, default=20.0, help="of timing for each comparison")
+    command.add_argument("--minutes", type=float, default=7.0, help="start no variant after these")
+    options = command.parse_args(arguments)
 
     deadline = perf_counter() + 60 * options.minutes
     base = (IMAGENET if options.imagenet else CIFAR)._replace(device=options.device)

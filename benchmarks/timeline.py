@@ -5,14 +5,12 @@ from its first kernel to the end of its last, how often the host launches and wa
 longest. On the CPU, an operation that PyTorch dispatches stands for a kernel.
 """
 
-import argparse
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from .common import RESULTS, environment, microseconds, publish, show
+from .common import environment, microseconds, parser, publish, show
 from .profiler import timeline, totals
 from .step import CIFAR, pair, variants
 
@@ -31,13 +29,10 @@ def lines(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--quick", action="store_true", help="tiny networks, eager mode only")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no variant after these")
-    parser.add_argument("--out", type=Path, default=RESULTS / "timeline")
-    parser.add_argument("--name", help="of the files; the device by default")
-    options = parser.parse_args(arguments)
+    command = parser(__doc__, "timeline")
+    command.add_argument("--quick", action="store_true", help="tiny networks, eager mode only")
+    command.add_argument("--minutes", type=float, default=math.inf, help="begin no variant after these")
+    options = command.parse_args(arguments)
 
     setting = CIFAR._replace(device=options.device)
     names = ["KD", "stand-in", "fcfd", "fcfd whole", "fcfd graphs"]

@@ -11,13 +11,14 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
 
 import fcfd
 from benchmarks import losses, scaling, step
+from benchmarks.common import spread
 from benchmarks.step import Setting
 from fcfd import recipes
 from fcfd.paths import bridged
@@ -143,8 +144,8 @@ def _results(name: str) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [head, ("---", "---:", "---:")]
     for method in dict.fromkeys(run["method"] for run in runs):
         own = [run for run in runs if run["method"] == method]
-        accuracy = _spread([100 * run["accuracy"] for run in own], 1)
-        rows.append((method, accuracy, _spread([fmean(run["distance"].values()) for run in own], 3)))
+        accuracy = spread([100 * run["accuracy"] for run in own], ".1f")
+        rows.append((method, accuracy, spread([fmean(run["distance"].values()) for run in own], ".3f")))
     return rows
 
 
@@ -243,11 +244,6 @@ def draw() -> None:
         folder = benchmark.__name__.rpartition(".")[2]
         records = [record for record in _published(folder, "cpu") if "failed" not in record]
         benchmark.plot(records, DOCS / "figures" / f"{folder}-cpu.svg")
-
-
-def _spread(values: list[float], digits: int) -> str:
-    deviation = stdev(values) if len(values) > 1 else 0.0
-    return f"{fmean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
 if __name__ == "__main__":
