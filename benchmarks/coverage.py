@@ -109,6 +109,7 @@ def _chain(network: fcfd.Network, batch: Any) -> tuple[Any, dict[str, Tensor]]:
     context = batch if isinstance(batch, Mapping) else {}
     value, buffers = batch, dict(network.buffers)
     for stage in network.stages:
+        assert stage is not None
         value, new = stage(network.params, {**network.buffers, **context}, value)
         buffers |= new
     return value, buffers
@@ -128,7 +129,7 @@ def _same(a: Any, b: Any) -> bool:
 
 def _gradients(value: Any, params: Iterable[Tensor]) -> list[Tensor | None]:
     leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    total = sum(leaf.float().square().mean() for leaf in leaves)
+    total = torch.stack([leaf.float().square().mean() for leaf in leaves]).sum()
     params = [param for param in params if param.requires_grad]
     return list(torch.autograd.grad(total, params, allow_unused=True))
 

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,45 @@ def test_what_mutates_is_named_so():
     assert [name for name in vars(fcfd) if name.endswith("_") and not name.startswith("_")] == [
         "write_buffers_"
     ]
+
+
+FOLDERS = ("fcfd", "reference", "benchmarks", "docs/scripts", "tests")
+"""A folder imports only from those before it: benchmarks and documentation know no tests."""
+
+
+def _imports_of(path, root):
+    """What a file outside the package imports, as dotted names: modules, or names in them."""
+    package = list(path.relative_to(root).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            yield from (".".join([*base, *filter(None, [node.module]), each.name]) for each in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_folders_import_one_way(folder):
+    root = PACKAGE.parent
+    later = {name.split("/")[0] for name in FOLDERS[FOLDERS.index(folder) + 1 :]}
+    for path in sorted((root / folder).rglob("*.py")):
+        assert not later & {name.split(".")[0] for name in _imports_of(path, root)}, path
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "reference"])
+def test_no_modules_import_each_other(folder):
+    root = PACKAGE.parent
+    names = {
+        path: ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+        for path in (root / folder).rglob("*.py")
+    }
+    graph = {
+        name: {
+            other
+            for other in set(names.values()) - {name}
+            for imported in _imports_of(path, root)
+            if imported in (other, f"{other}.{imported.rpartition('.')[2]}")
+        }
+        for path, name in names.items()
+    }
+    assert list(TopologicalSorter(graph).static_order()), "graphlib raises a CycleError for a circle"

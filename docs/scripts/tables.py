@@ -1,8 +1,9 @@
-"""Fill the tables of the pages from what runs: `python -m docs.scripts.tables` writes them.
+"""Fill the tables and lists of the pages from what runs: `python -m docs.scripts.tables` writes them.
 
 A table stands between `<!-- table: losses of logits -->` and `<!-- end -->`. Those of losses come from the
 rows of `reference.catalogue`, which the tests hold to the laws; those of recipes from the recipes; those of
-results from what the benchmarks published.
+results from what the benchmarks published. `<!-- list: members of logits -->` begins the part of the page of
+`fcfd.losses` that shows the functions of one file.
 """
 
 import json
@@ -10,12 +11,14 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
 
+import fcfd
 from benchmarks import losses, scaling, step
+from benchmarks.common import spread
 from benchmarks.step import Setting
 from fcfd import recipes
 from fcfd.paths import bridged
@@ -26,7 +29,7 @@ DOCS = Path(__file__).parents[1]
 RESULTS = DOCS.parent / "benchmarks" / "results"
 PAGES = [
     DOCS.parent / "README.md",
-    *(DOCS / f"{name}.md" for name in ("compile", "losses")),
+    *(DOCS / f"{name}.md" for name in ("api/losses", "compile", "losses")),
     *sorted(DOCS.glob("recipes/*.md")),
 ]
 
@@ -45,11 +48,11 @@ RECIPES: dict[str, Mapping[str, Term]] = {
 }
 """What the pages of recipes show, for networks of five stages."""
 
-_MARK = re.compile(r"<!-- table: (\w+) of ([\w -]+) -->\n.*?<!-- end -->", re.DOTALL)
+_MARK = re.compile(r"(<!-- (?:table|list): (\w+) of ([\w -]+) -->\n).*?<!-- end -->", re.DOTALL)
 
 
 def written(text: str) -> str:
-    """A page with its tables filled."""
+    """A page with its tables and lists filled."""
     return _MARK.sub(_filled, text)
 
 
@@ -63,19 +66,42 @@ def _filled(mark: re.Match[str]) -> str:
         "compiling": _compiling,
         "rivals": _rivals,
     }
-    table = "\n".join(f"| {' | '.join(row)} |" for row in kinds[mark[1]](mark[2]))
-    return f"<!-- table: {mark[1]} of {mark[2]} -->\n{table}\n<!-- end -->"
+    if mark[2] == "members":
+        lines = _members(mark[3])
+    else:
+        lines = [f"| {' | '.join(row)} |" for row in kinds[mark[2]](mark[3])]
+    return "\n".join([mark[1].rstrip(), *lines, "<!-- end -->"])
+
+
+def _members(file: str) -> list[str]:
+    """What the file's docstring says, and everything public of it, by the name that users import."""
+    origin = f"fcfd.{file}" if file == "objectives" else f"fcfd.families.{file}"
+    names = [name for name, thing in vars(fcfd.losses).items() if _origin(thing) == origin]
+    return [
+        f"::: {origin}",
+        "    options: {members: false}",
+        "",
+        "::: fcfd.losses",
+        "    options:",
+        "      heading_level: 3",
+        "      members:",
+        *(f"        - {name}" for name in names),
+    ]
+
+
+def _origin(thing: Any) -> str | None:
+    return getattr(thing, "__module__", None)
 
 
 def _losses(family: str) -> list[tuple[str, ...]]:
-    rows = [row for row in ROWS if row.loss.__module__ == f"fcfd.{family}"]
+    rows = [row for row in ROWS if row.loss.__module__ == f"fcfd.families.{family}"]
     head = ("function", "what for", "cost", "returns", "coupled by the batch?")
     return [head, ("---",) * len(head), *map(_loss, rows)]
 
 
 def _loss(row: Row) -> tuple[str, ...]:
-    module, name = row.loss.__module__, row.loss.__name__
-    link = f"[`{name}`](api/{module.partition('.')[2]}.md#{module}.{name})"
+    name = row.loss.__name__
+    link = f"[`{name}`](api/losses.md#fcfd.losses.{name})"
     return link, row.purpose, row.cost, _returned(row), row.couples or "no"
 
 
@@ -115,11 +141,11 @@ def _results(name: str) -> list[tuple[str, ...]]:
     """Accuracy and functional distance, mean ± deviation over seeds, a row a method."""
     runs = json.loads((RESULTS / f"{name}.json").read_text())["runs"]
     head = ("student learns by", "accuracy, %", "functional distance, nats")
-    rows = [head, ("---", "---:", "---:")]
+    rows: list[tuple[str, ...]] = [head, ("---", "---:", "---:")]
     for method in dict.fromkeys(run["method"] for run in runs):
         own = [run for run in runs if run["method"] == method]
-        accuracy = _spread([100 * run["accuracy"] for run in own], 1)
-        rows.append((method, accuracy, _spread([fmean(run["distance"].values()) for run in own], 3)))
+        accuracy = spread([100 * run["accuracy"] for run in own], ".1f")
+        rows.append((method, accuracy, spread([fmean(run["distance"].values()) for run in own], ".3f")))
     return rows
 
 
@@ -146,7 +172,7 @@ def _step(name: str) -> list[tuple[str, ...]]:
 
 def _memory(name: str) -> list[tuple[str, ...]]:
     """A compiled step by how much it keeps for the backward pass."""
-    rows = [("keep", "time ÷ stand-in", "memory ÷ stand-in"), ("---:",) * 3]
+    rows: list[tuple[str, ...]] = [("keep", "time ÷ stand-in", "memory ÷ stand-in"), ("---:",) * 3]
     for record, usual in _beside_stand_in(name):
         if record["variant"] == "fcfd whole":
             ratios = record["time to stand-in"], record["peak"] / usual["peak"]
@@ -218,11 +244,6 @@ def draw() -> None:
         folder = benchmark.__name__.rpartition(".")[2]
         records = [record for record in _published(folder, "cpu") if "failed" not in record]
         benchmark.plot(records, DOCS / "figures" / f"{folder}-cpu.svg")
-
-
-def _spread(values: list[float], digits: int) -> str:
-    deviation = stdev(values) if len(values) > 1 else 0.0
-    return f"{fmean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
 if __name__ == "__main__":
