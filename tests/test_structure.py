@@ -14,7 +14,8 @@ PACKAGE = Path(fcfd.__file__).parent
 
 LAYERS = (
     ("_tree", "_layout", "paths", "schedules"),
-    ("families._checks", "families._numerics"),
+    ("families._numerics",),
+    ("families._checks",),
     (
         "families.logits",
         "families.temperatures",
