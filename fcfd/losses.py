@@ -27,7 +27,6 @@ from .families.logits import (
     cross_entropy as cross_entropy,
     dist as dist,
     dkd as dkd,
-    forward_kl_ce as forward_kl_ce,
     jsd as jsd,
     kd_bce as kd_bce,
     kd_ce as kd_ce,

@@ -15,7 +15,8 @@ PACKAGE = Path(fcfd.__file__).parent
 
 LAYERS = (
     ("_tree", "_table", "layouts", "paths", "schedules"),
-    ("families._checks", "families._numerics"),
+    ("families._numerics",),
+    ("families._checks",),
     (
         "families.logits",
         "families.temperatures",

@@ -1,8 +1,98 @@
-"""First lines of every loss: shapes are checked before anything is computed, and nothing is broadcast."""
+"""First lines of every loss: what is given is checked before anything is computed, and nothing is broadcast.
 
+A wrong kind of thing (a list, integers where numbers are meant) is a `TypeError`. A wrong shape, device or
+number is a `ValueError`. Both name the function and the argument. The values of tensors are never read:
+that would make the host wait for the device.
+"""
+
+from math import inf
+from numbers import Integral, Real
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from .._tree import shape
+from ._numerics import lifted
+
+_ONE_SPACE = "Give both networks the same classes, or select the shared ones before the loss."
+
+# Tensors
+
+
+def floats(function: str, layout: str, /, **tensors: Tensor) -> list[Tensor]:
+    """The tensors in one floating type, once they are floating, on one device and of the layout.
+
+    ``...`` in a layout stands for any number of axes: ``"..., classes"``, ``"batch, ..."``.
+    """
+    for name, tensor in tensors.items():
+        check_tensor(function, name, tensor)
+        if not tensor.is_floating_point():
+            raise TypeError(
+                f"{function}: {name} {shape(tensor)} of {tensor.dtype} must hold floating-point numbers. "
+                "Convert it first, as by `.float()`."
+            )
+    check_one_device(function, **tensors)
+    check_layout(function, layout, **tensors)
+    return lifted(*tensors.values())
+
+
+def alike(function: str, layout: str, hint: str, /, **tensors: Tensor) -> list[Tensor]:
+    """`floats` that have one shape; the hint says what to do where they differ."""
+    checked = floats(function, layout, **tensors)
+    check_same_shape(function, hint, **tensors)
+    return checked
+
+
+def agreeing(function: str, layout: str, shared: str, hint: str, /, **tensors: Tensor) -> list[Tensor]:
+    """`floats` that agree in their first axes, as in ``"batch, channels"``."""
+    checked = floats(function, layout, **tensors)
+    check_same_axes(function, shared, hint, **tensors)
+    return checked
+
+
+def class_logits(function: str, /, **logits: Tensor) -> Tensor:
+    """The logits of one network, checked for a softmax."""
+    (checked,) = floats(function, "..., classes", **logits)
+    check_classes(function, **logits)
+    return checked
+
+
+def logit_pair(function: str, prediction: Tensor, target: Tensor) -> list[Tensor]:
+    """The logits of both networks, checked for a softmax."""
+    pair = alike(function, "..., classes", _ONE_SPACE, prediction=prediction, target=target)
+    check_classes(function, prediction=prediction)
+    return pair
+
+
+def check_tensor(function: str, name: str, value: object) -> None:
+    """Raise unless a value is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{function}: {name} is of type {type(value).__name__} and must be a tensor. "
+            "Make it one first, as by `torch.as_tensor`."
+        )
+
+
+def check_one_device(function: str, /, **tensors: Tensor) -> None:
+    """Raise unless all tensors lie on one device."""
+    first, *others = tensors.values()
+    if any(other.device != first.device for other in others):
+        found = " and ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
+        raise ValueError(f"{function}: {found} must be on the same device.")
+
+
+def check_layout(function: str, layout: str, /, **tensors: Tensor) -> None:
+    """Raise unless every tensor has the layout's number of axes, none of them empty."""
+    more = "..." in layout
+    named = layout.count(",") + 1 - more
+    for name, tensor in tensors.items():
+        if tensor.ndim < named or (tensor.ndim > named and not more):
+            raise ValueError(f"{function}: {name} {shape(tensor)} must be [{layout}].")
+        if tensor.numel() == 0:
+            raise ValueError(
+                f"{function}: {name} {shape(tensor)} is empty. A loss needs at least one example."
+            )
 
 
 def check_same_shape(function: str, hint: str, /, **tensors: Tensor) -> None:
@@ -22,26 +112,154 @@ def check_same_axes(function: str, layout: str, hint: str, /, **tensors: Tensor)
         raise ValueError(f"{function}: {found} must agree in [{layout}]. {hint}")
 
 
-def check_rank(function: str, layout: str, /, **tensors: Tensor) -> None:
-    """Raise unless every tensor has the layout's number of axes, none of them empty.
-
-    ``...`` in a layout stands for any number of axes: ``"..., classes"``, ``"batch, ..."``.
-    """
-    axes = [axis.strip() for axis in layout.split(",")]
-    named = len(axes) - axes.count("...")
-    for name, tensor in tensors.items():
-        if tensor.ndim < named or (tensor.ndim > named and "..." not in axes):
-            raise ValueError(f"{function}: {name} {shape(tensor)} must be [{layout}].")
-        if tensor.numel() == 0:
+def check_classes(function: str, /, **logits: Tensor) -> None:
+    """Raise unless the last axis can hold the classes of a softmax."""
+    check_positions(function, **logits)
+    for name, tensor in logits.items():
+        if tensor.shape[-1] == 1:
             raise ValueError(
-                f"{function}: {name} {shape(tensor)} is empty. A loss needs at least one example."
+                f"{function}: {name} {shape(tensor)} has one class, whose softmax is always 1. Use "
+                "`squared_error` for a regression, or `binary_cross_entropy` and `binary_kl` for one logit "
+                "that a sigmoid reads."
             )
 
 
-def check_class_indices(function: str, labels: Tensor, logits: Tensor) -> None:
-    """Raise unless labels hold one integer class for each example of the logits."""
-    if labels.shape != logits.shape[:-1] or labels.is_floating_point() or labels.is_complex():
-        raise ValueError(
+def check_positions(function: str, /, **tensors: Tensor) -> None:
+    """Raise where the last axis may be the width of a map."""
+    for name, tensor in tensors.items():
+        if tensor.ndim > 3:
+            raise ValueError(
+                f"{function}: {name} {shape(tensor)} must be [batch, classes] or [batch, positions, "
+                "classes]. For a map with the classes on axis 1, use `dense(loss)`; where they are last, "
+                "flatten the positions."
+            )
+
+
+# Labels
+
+
+def are_probabilities(function: str, labels: Tensor, logits: Tensor) -> bool:
+    """Whether labels are probabilities `[..., classes]`, and not classes `[...]`."""
+    check_tensor(function, "labels", labels)
+    if labels.shape != logits.shape:
+        return False
+    if not labels.is_floating_point():
+        raise TypeError(
+            f"{function}: labels {shape(labels)} of {labels.dtype} have one entry for each class of the "
+            f"logits {shape(logits)}. Where several classes may hold at once, use `binary_cross_entropy`. "
+            "Probabilities that sum to 1 must be floating-point."
+        )
+    check_one_device(function, logits=logits, labels=labels)
+    return True
+
+
+def class_column(function: str, labels: Tensor, logits: Tensor) -> Tensor:
+    """Integer classes, one for each example of the logits, as a column `[..., 1]` that selects them."""
+    check_tensor(function, "labels", labels)
+    kinds = labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool
+    if kinds or labels.shape != logits.shape[:-1]:
+        error = TypeError if kinds else ValueError
+        raise error(
             f"{function}: labels {shape(labels)} of {labels.dtype} must be integer classes of shape "
             f"{list(logits.shape[:-1])}, one for each example of the logits {shape(logits)}."
         )
+    check_one_device(function, logits=logits, labels=labels)
+    return labels.long().unsqueeze(-1)
+
+
+def indices(function: str, layout: str, /, **index: Tensor) -> Tensor:
+    """Places in a bank: integers of the layout, as torch wants them."""
+    ((name, tensor),) = index.items()
+    check_tensor(function, name, tensor)
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"{function}: {name} {shape(tensor)} of {tensor.dtype} must hold integers.")
+    check_layout(function, layout, **index)
+    return tensor.long()
+
+
+# Hyper-parameters
+
+
+def check_finite(function: str, /, **numbers: float | Tensor) -> None:
+    """Raise unless every value is a finite number."""
+    for name, value in numbers.items():
+        check_number(function, name, value)
+
+
+def check_number(
+    function: str,
+    name: str,
+    value: Any,
+    *,
+    above: float = -inf,
+    least: float = -inf,
+    most: float = inf,
+    below: float = inf,
+) -> None:
+    """Raise unless a value is a finite number of the range, or a floating tensor of one number, unread."""
+    if isinstance(value, Tensor):
+        check_scalar(function, name, value)
+        return
+    check_plain(function, name, value, above=above, least=least, most=most, below=below)
+
+
+def check_scalar(function: str, name: str, value: Tensor) -> None:
+    """Raise unless a tensor holds one floating-point number."""
+    if value.ndim or not value.is_floating_point():
+        error = ValueError if value.ndim else TypeError
+        raise error(
+            f"{function}: {name} {shape(value)} of {value.dtype} must be a number, or a floating-point "
+            "tensor of shape []."
+        )
+
+
+def check_plain(
+    function: str,
+    name: str,
+    value: Any,
+    *,
+    above: float = -inf,
+    least: float = -inf,
+    most: float = inf,
+    below: float = inf,
+) -> None:
+    """Raise unless a value is a finite number of the range that Python itself can read."""
+    number = isinstance(value, (float, int, torch.SymFloat, torch.SymInt, Real))
+    if not number or isinstance(value, bool):
+        raise TypeError(f"{function}: {name} {_text(value)} must be a number.")
+    if not (above < value < below and least <= value <= most):
+        bounds = {"above": above, "at least": least, "below": below, "at most": most}
+        wanted = [f"{word} {bound:g}" for word, bound in bounds.items() if abs(bound) != inf]
+        raise ValueError(f"{function}: {name} {value} must be {' and '.join(wanted) or 'finite'}.")
+
+
+def check_whole(function: str, name: str, value: Any, *, least: int) -> None:
+    """Raise unless a value is a whole number of at least some size."""
+    whole = isinstance(value, (int, torch.SymInt, Integral))
+    if not whole or isinstance(value, bool):
+        raise TypeError(f"{function}: {name} {_text(value)} must be a whole number.")
+    if value < least:
+        raise ValueError(f"{function}: {name} {value} must be at least {least}.")
+
+
+def _text(value: object) -> str:
+    return shape(value) if isinstance(value, Tensor) else repr(value)
+
+
+def per_example(function: str, value: float | Tensor, logits: Tensor) -> float | Tensor:
+    """A temperature that may differ by example, shaped to divide `[..., classes]`."""
+    if not isinstance(value, Tensor):
+        check_plain(function, "temperature", value, above=0)
+        return value
+    if not value.ndim:
+        check_scalar(function, "temperature", value)
+        return value
+    if value.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"{function}: temperature {shape(value)} must be a number or have one value for each example, "
+            f"{list(logits.shape[:-1])}, of {shape(logits)}."
+        )
+    if not value.is_floating_point():
+        raise TypeError(f"{function}: temperature {shape(value)} of {value.dtype} must be floating-point.")
+    check_one_device(function, logits=logits, temperature=value)
+    return value.unsqueeze(-1)

@@ -1,23 +1,53 @@
-"""What losses need of numbers: float32 under half precision, and gradients that are finite everywhere."""
+"""What losses need of numbers: one type, excluded classes, and gradients that are finite everywhere.
+
+A class is excluded by the logit −∞, so by the log-probability −∞. It counts nothing: 0 · ∞ is 0 here.
+What is NaN stays NaN: every comparison below is written so that NaN takes the branch of ordinary numbers.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from math import inf, nan
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+# Types
 
 
-def upcast(tensor: Tensor) -> Tensor:
-    """The tensor itself, or its float32 copy where it is float16 or bfloat16."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+def lifted(*tensors: Tensor) -> list[Tensor]:
+    """The tensors in one type: float64 where one of them is, else float32. What fits is not copied."""
+    wide = any(tensor.dtype == torch.float64 for tensor in tensors)
+    dtype = torch.float64 if wide else torch.float32
+    return [tensor.to(dtype) for tensor in tensors]
 
 
-def exact(tensor: Tensor) -> torch.autocast:
+def exact(tensor: Tensor) -> AbstractContextManager[object]:
     """A context in which autocast does not send matrix products on the tensor's device back to half."""
+    if tensor.device.type == "meta":
+        return nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+def poisoned(value: Tensor, *sources: Tensor) -> Tensor:
+    """The value, or NaN where a source holds NaN of which the value would not show it."""
+    for source in sources:
+        value = torch.where(source.isnan().any(), nan, value)
+    return value
+
+
+# Lengths
 
 
 def safe_sqrt(tensor: Tensor) -> Tensor:
     """Square root with the subgradient 0 at 0 (and the value 0 below it), where torch has infinity."""
-    positive = tensor > 0
-    return torch.where(positive, torch.where(positive, tensor, 1.0).sqrt(), 0.0)
+    nothing = tensor <= 0
+    return torch.where(nothing, 0.0, torch.where(nothing, 1.0, tensor).sqrt())
+
+
+def safe_inverse(tensor: Tensor) -> Tensor:
+    """1 / x, and 0 where x is not above 0."""
+    nothing = tensor <= 0
+    return torch.where(nothing, 0.0, 1 / torch.where(nothing, 1.0, tensor))
 
 
 def safe_normalize(tensor: Tensor, dim: int | tuple[int, ...] = -1) -> Tensor:
@@ -27,4 +57,59 @@ def safe_normalize(tensor: Tensor, dim: int | tuple[int, ...] = -1) -> Tensor:
     large, overflows half precision.
     """
     norm = torch.linalg.vector_norm(tensor, dim=dim, keepdim=True)
-    return tensor / torch.where(norm > 1e-12, norm, 1.0)
+    return tensor / torch.where(norm <= 1e-12, 1.0, norm)
+
+
+def mean_by_example(errors: Tensor) -> Tensor:
+    """The mean over all axes but the first."""
+    # A division of the few sums: the gradient of torch's mean is a tensor as large as the errors.
+    return sum_by_example(errors) / (errors.numel() // len(errors))
+
+
+def sum_by_example(errors: Tensor) -> Tensor:
+    """The sum over all axes but the first."""
+    return errors.reshape(len(errors), -1).sum(1)
+
+
+# Probabilities
+
+
+def scaled(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    """Logits divided by a temperature, of which an excluded class asks nothing."""
+    if not isinstance(temperature, Tensor):
+        return logits / temperature
+    excluded = logits == -inf
+    return torch.where(excluded, -inf, torch.where(excluded, 0.0, logits) / temperature)
+
+
+def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p ‖ q) over the last axis. It is +∞ where q alone excludes a class."""
+    ratio = torch.where(log_p == -inf, 0.0, log_p - log_q)
+    return (log_p.exp() * ratio).sum(-1)
+
+
+def crossed(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """−Σ p log q over the last axis. It is +∞ where q alone excludes a class."""
+    return -(log_p.exp() * torch.where(log_p == -inf, 0.0, log_q)).sum(-1)
+
+
+def label_errors(logits: Tensor, y: Tensor) -> Tensor:
+    """−log softmax at the labels, a column of classes."""
+    return -F.log_softmax(logits, dim=-1).gather(-1, y).squeeze(-1)
+
+
+def binary_log_probabilities(logits: Tensor) -> Tensor:
+    """Log-probabilities `[..., 2]` of yes and no, for every logit that a sigmoid reads."""
+    return F.logsigmoid(torch.stack((logits, -logits), dim=-1))
+
+
+def binary_errors(logits: Tensor, probability: Tensor) -> Tensor:
+    """Binary cross-entropy of every logit with a probability of that class.
+
+    At the logit −∞ it is 0 where the probability is 0, and +∞, without a gradient, elsewhere.
+    """
+    excluded = logits == -inf
+    finite = torch.where(excluded, 0.0, logits)
+    errors = F.binary_cross_entropy_with_logits(finite, probability, reduction="none")
+    missed = probability.detach()
+    return torch.where(excluded, torch.where(missed == 0, 0.0, missed * inf), errors)

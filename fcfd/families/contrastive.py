@@ -5,11 +5,19 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from .._tree import shape as _shape
-from ._checks import check_class_indices, check_rank, check_same_axes, check_same_shape
-from ._numerics import exact, safe_normalize, upcast
+from .._tree import shape
+from ._checks import (
+    alike,
+    check_number,
+    check_one_device,
+    check_same_axes,
+    class_column,
+    floats,
+    indices,
+    per_example,
+)
+from ._numerics import exact, label_errors, lifted, safe_normalize
 
 _SPACE = "Project the embeddings into one space first."
 
@@ -52,44 +60,19 @@ def info_nce(
         1807.03748. Checked against RElbers/info-nce-pytorch and mlfoundations/open_clip `ClipLoss`. MoCo v3
         multiplies by 2T.
     """
-    check_rank("info_nce", "batch, dimensions", query=query, positive=positive)
-    check_same_shape("info_nce", _SPACE, query=query, positive=positive)
-    queries, positives = safe_normalize(upcast(query)), safe_normalize(upcast(positive))
-    with exact(query):
-        if negatives is None:
+    name = "info_nce"
+    pair = alike(name, "batch, dimensions", _SPACE, query=query, positive=positive)
+    scale = per_example(name, temperature, query)
+    if negatives is None:
+        queries, positives = (safe_normalize(embedding) for embedding in pair)
+        with exact(query):
             cosines = queries @ positives.mT
-            labels = torch.arange(len(queries), device=query.device)
-        else:
-            others = safe_normalize(upcast(_negatives(query, negatives)))
-            found = (others @ queries.unsqueeze(-1)).squeeze(-1) if others.ndim == 3 else queries @ others.mT
-            cosines = torch.cat(((queries * positives).sum(1, keepdim=True), found), dim=1)
-            labels = torch.zeros(len(queries), dtype=torch.long, device=query.device)
-    return F.cross_entropy(cosines / _column("info_nce", temperature, query), labels)
-
-
-def _column(function: str, temperature: float | Tensor, embedding: Tensor) -> float | Tensor:
-    """A temperature that may differ by example, shaped to divide a row of cosines for each."""
-    if not isinstance(temperature, Tensor) or temperature.ndim == 0:
-        return temperature
-    if temperature.shape != embedding.shape[:1]:
-        raise ValueError(
-            f"{function}: temperature {_shape(temperature)} must be a number or have one value for each "
-            f"example, {list(embedding.shape[:1])}, of the embedding {_shape(embedding)}."
-        )
-    return temperature.unsqueeze(1)
-
-
-def _negatives(query: Tensor, negatives: Tensor) -> Tensor:
-    """The negatives, checked against the queries."""
-    batch, dimensions = query.shape
-    shared = negatives.ndim == 2 and negatives.shape[1] == dimensions
-    paired = negatives.ndim == 3 and negatives.shape[0] == batch and negatives.shape[2] == dimensions
-    if not (shared or paired) or negatives.numel() == 0:
-        raise ValueError(
-            f"info_nce: negatives {_shape(negatives)} must be [negatives, {dimensions}], or "
-            f"[{batch}, negatives, {dimensions}], for the query {_shape(query)}."
-        )
-    return negatives
+        y = torch.arange(len(queries), device=query.device)
+    else:
+        pair = lifted(*pair, _negatives(name, query, negatives))
+        cosines = _against(*(safe_normalize(embedding) for embedding in pair))
+        y = torch.zeros(len(query), dtype=torch.long, device=query.device)
+    return label_errors(cosines / scale, y.unsqueeze(1)).mean()
 
 
 def prototype_info_nce(
@@ -122,17 +105,20 @@ def prototype_info_nce(
         The plain form that category-contrastive distillation builds on; no published code was compared.
     """
     name = "prototype_info_nce"
-    check_rank(name, "batch, dimensions", embedding=embedding, prototypes=prototypes)
+    (student,) = floats(name, "batch, dimensions", embedding=embedding)
+    (centres,) = floats(name, "classes, dimensions", prototypes=prototypes)
+    check_one_device(name, embedding=embedding, prototypes=prototypes)
     if embedding.shape[1] != prototypes.shape[1]:
         raise ValueError(
-            f"{name}: embedding {_shape(embedding)} and prototypes {_shape(prototypes)} must have the same "
+            f"{name}: embedding {shape(embedding)} and prototypes {shape(prototypes)} must have the same "
             f"dimensions. {_SPACE}"
         )
-    check_class_indices(name, labels, embedding)
+    y = class_column(name, labels, embedding)
+    scale = per_example(name, temperature, embedding)
+    student, centres = (safe_normalize(rows) for rows in lifted(student, centres))
     with exact(embedding):
-        cosines = safe_normalize(upcast(embedding)) @ safe_normalize(upcast(prototypes)).mT
-    scaled = cosines / _column(name, temperature, embedding)
-    return F.cross_entropy(scaled, labels.long(), reduction="none")
+        cosines = student @ centres.mT
+    return label_errors(cosines / scale, y)
 
 
 class Banks(NamedTuple):
@@ -201,29 +187,69 @@ def crd_nce(
         against HobbitLong/RepDistiller `ContrastMemory` and `ContrastLoss`. Scores stay in log space here,
         and T is not rounded to float32.
     """
-    check_rank("crd_nce", "batch, dimensions", prediction=prediction, target=target)
-    check_same_shape("crd_nce", _SPACE, prediction=prediction, target=target)
-    check_rank("crd_nce", "batch", index=index)
-    check_rank("crd_nce", "batch, negatives", negatives=negatives)
+    name = "crd_nce"
+    check_number(name, "temperature", temperature, above=0)
+    check_number(name, "momentum", momentum, least=0, most=1)
+    pair = alike(name, "batch, dimensions", _SPACE, prediction=prediction, target=target)
+    own, drawn = indices(name, "batch", index=index), indices(name, "batch, negatives", negatives=negatives)
     hint = "Give one place and one row of negatives for each example."
-    check_same_axes("crd_nce", "batch", hint, prediction=prediction, index=index, negatives=negatives)
-    check_same_shape("crd_nce", "Banks hold the same examples.", student=banks.student, teacher=banks.teacher)
-    if banks.student.shape[1:] != prediction.shape[1:]:
-        raise ValueError(
-            f"crd_nce: the banks {_shape(banks.student)} must be [examples, {prediction.shape[1]}] for the "
-            f"prediction {_shape(prediction)}."
-        )
-    places = torch.cat((index.unsqueeze(1), negatives), dim=1)
-    student, teacher = upcast(prediction), upcast(target)
-    student_loss, student_log_z = _bank_loss(student, banks.teacher, places, banks.student_log_z, temperature)
-    teacher_loss, teacher_log_z = _bank_loss(teacher, banks.student, places, banks.teacher_log_z, temperature)
+    check_same_axes(name, "batch", hint, prediction=prediction, index=index, negatives=negatives)
+    check_one_device(name, prediction=prediction, index=index, negatives=negatives)
+    pair += _bank_pair(name, banks, prediction)
+    student, teacher, student_bank, teacher_bank = lifted(*pair)
+    places = torch.cat((own.unsqueeze(1), drawn), dim=1)
+    student_loss, student_log_z = _bank_loss(student, teacher_bank, places, banks.student_log_z, temperature)
+    teacher_loss, teacher_log_z = _bank_loss(teacher, student_bank, places, banks.teacher_log_z, temperature)
     updated = Banks(
-        _moved(banks.student, index, student, momentum),
-        _moved(banks.teacher, index, teacher, momentum),
+        _moved(banks.student, own, student, momentum),
+        _moved(banks.teacher, own, teacher, momentum),
         student_log_z,
         teacher_log_z,
     )
     return student_loss + teacher_loss, updated
+
+
+# What the losses share
+
+
+def _negatives(function: str, query: Tensor, negatives: Tensor) -> Tensor:
+    """The negatives, checked against the queries."""
+    (checked,) = floats(function, "negatives, ...", negatives=negatives)
+    check_one_device(function, query=query, negatives=negatives)
+    batch, dimensions = query.shape
+    shared = negatives.ndim == 2 and negatives.shape[1] == dimensions
+    paired = negatives.ndim == 3 and negatives.shape[0] == batch and negatives.shape[2] == dimensions
+    if not (shared or paired):
+        raise ValueError(
+            f"{function}: negatives {shape(negatives)} must be [negatives, {dimensions}], or "
+            f"[{batch}, negatives, {dimensions}], for the query {shape(query)}."
+        )
+    return checked
+
+
+def _against(queries: Tensor, positives: Tensor, others: Tensor) -> Tensor:
+    """Cosines of every query with its positive, which come first, and with the negatives."""
+    """Cosines of every query with its positive, which comes first, and with the negatives."""
+    own = (queries * positives).sum(1, keepdim=True)
+    with exact(queries):
+        paired = others.ndim == 3
+        found = (others @ queries.unsqueeze(-1)).squeeze(-1) if paired else queries @ others.mT
+    return torch.cat((own, found), dim=1)
+
+
+def _bank_pair(function: str, banks: Banks, prediction: Tensor) -> list[Tensor]:
+    """Both banks, checked against the embeddings."""
+    if not isinstance(banks, Banks):
+        raise TypeError(f"{function}: banks is of type {type(banks).__name__} and must be `Banks`.")
+    hint = "Banks hold the same examples."
+    pair = alike(function, "examples, dimensions", hint, student=banks.student, teacher=banks.teacher)
+    if banks.student.shape[1:] != prediction.shape[1:]:
+        raise ValueError(
+            f"{function}: the banks {shape(banks.student)} must be [examples, {prediction.shape[1]}] for the "
+            f"prediction {shape(prediction)}."
+        )
+    check_one_device(function, prediction=prediction, banks=banks.student)
+    return pair
 
 
 def _bank_loss(
@@ -231,7 +257,7 @@ def _bank_loss(
 ) -> tuple[Tensor, Tensor]:
     """L of one network's embeddings against the other's bank, and the logarithm of the scale it used."""
     examples, drawn = len(bank), places.shape[1] - 1
-    scores = _scores(embedding, bank.to(embedding.dtype), places) / temperature
+    scores = _scores(embedding, bank, places) / temperature
     if log_z is None:
         log_z = scores.detach().flatten().logsumexp(0) + log(examples / scores.numel())
     log_x, noise = scores - log_z, drawn / examples

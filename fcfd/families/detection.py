@@ -1,10 +1,9 @@
 """Losses of detection heads, between classification logits of anchors ``[anchors, classes]``."""
 
 from torch import Tensor
-from torch.nn import functional as F
 
-from ._checks import check_rank, check_same_shape
-from ._numerics import upcast
+from ._checks import alike, check_number
+from ._numerics import binary_errors
 
 
 def kd_quality_focal(prediction: Tensor, target: Tensor, *, beta: float = 1.0) -> Tensor:
@@ -36,9 +35,8 @@ def kd_quality_focal(prediction: Tensor, target: Tensor, *, beta: float = 1.0) -
         2020, arXiv 2006.04388. Checked against jbwang1997/CrossKD `kd_quality_focal_loss`, which detaches
         the target itself and adds 2⁻²³ to the divisor that it is given.
     """
-    check_rank("kd_quality_focal", "..., classes", prediction=prediction, target=target)
-    hint = "Give both heads the same anchors and classes."
-    check_same_shape("kd_quality_focal", hint, prediction=prediction, target=target)
-    logits, score = upcast(prediction), upcast(target).sigmoid()
-    distance = (logits.sigmoid() - score).abs() ** beta
-    return distance * F.binary_cross_entropy_with_logits(logits, score, reduction="none")
+    name, hint = "kd_quality_focal", "Give both heads the same anchors and classes."
+    check_number(name, "beta", beta, least=0)
+    logits, teacher = alike(name, "..., classes", hint, prediction=prediction, target=target)
+    score = teacher.sigmoid()
+    return (logits.sigmoid() - score).abs() ** beta * binary_errors(logits, score)

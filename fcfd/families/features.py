@@ -8,18 +8,20 @@ from einops import reduce
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._tree import shape as _shape
+from .._tree import shape
 from ..layouts import average
-from ._checks import check_rank, check_same_shape
-from ._numerics import safe_normalize, upcast
+from ._checks import (
+    alike,
+    check_number,
+    check_one_device,
+    check_positions,
+    check_same_shape,
+    check_tensor,
+    floats,
+)
+from ._numerics import lifted, mean_by_example, safe_normalize, sum_by_example
 
 _BRIDGE = "Bridge one feature into the other's space first."
-
-
-def _mean(errors: Tensor) -> Tensor:
-    """The mean over all axes but the first."""
-    # A division of the few sums: the gradient of torch's mean is a tensor as large as the errors.
-    return errors.reshape(len(errors), -1).sum(1) / (errors.numel() // len(errors))
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -47,9 +49,8 @@ def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
         Romero et al.: FitNets, ICLR 2015, arXiv 1412.6550. Checked against HobbitLong/RepDistiller
         `HintLoss`. No deviation.
     """
-    check_rank("squared_error", "batch, ...", prediction=prediction, target=target)
-    check_same_shape("squared_error", _BRIDGE, prediction=prediction, target=target)
-    return _mean(F.mse_loss(upcast(prediction), upcast(target), reduction="none"))
+    student, teacher = _pair("squared_error", prediction, target)
+    return mean_by_example(F.mse_loss(student, teacher, reduction="none"))
 
 
 def relative_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -76,11 +77,9 @@ def relative_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     Reference:
         The distance of functional latent alignment (2025); no published code was compared.
     """
-    check_rank("relative_squared_error", "batch, ...", prediction=prediction, target=target)
-    check_same_shape("relative_squared_error", _BRIDGE, prediction=prediction, target=target)
-    prediction, target = upcast(prediction), upcast(target)
-    error = F.mse_loss(prediction, target, reduction="none").reshape(len(target), -1).sum(1)
-    return error / target.square().reshape(len(target), -1).sum(1).clamp(min=1e-12)
+    student, teacher = _pair("relative_squared_error", prediction, target)
+    error = sum_by_example(F.mse_loss(student, teacher, reduction="none"))
+    return error / sum_by_example(teacher.square()).clamp(min=1e-12)
 
 
 def pooled_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -109,11 +108,8 @@ def pooled_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
         Liu et al.: Function-Consistent Feature Distillation, ICLR 2023, arXiv 2304.11832. Checked against
         the authors' code. No deviation.
     """
-    check_rank("pooled_squared_error", "batch, channels, ...", prediction=prediction, target=target)
-    check_same_shape("pooled_squared_error", _BRIDGE, prediction=prediction, target=target)
-
-    pooled = [average(F.relu(upcast(feature))) for feature in (prediction, target)]
-    return (pooled[0] - pooled[1]).square().mean(1)
+    student, teacher = _channel_pair("pooled_squared_error", prediction, target)
+    return (average(F.relu(student)) - average(F.relu(teacher))).square().mean(1)
 
 
 def attended_squared_error(prediction: Tensor, target: Tensor, attention: Tensor) -> Tensor:
@@ -145,14 +141,16 @@ def attended_squared_error(prediction: Tensor, target: Tensor, attention: Tensor
         images do; no published code was compared.
     """
     name = "attended_squared_error"
-    check_rank(name, "batch, channels, ...", prediction=prediction, target=target)
-    check_same_shape(name, _BRIDGE, prediction=prediction, target=target)
+    student, teacher = _channel_pair(name, prediction, target)
+    (weight,) = floats(name, "batch, ...", attention=attention)
+    check_one_device(name, prediction=prediction, attention=attention)
     if attention.shape != prediction.shape[:1] + prediction.shape[2:]:
         raise ValueError(
-            f"{name}: attention {_shape(attention)} must have one weight for each position, "
-            f"{list(prediction.shape[:1] + prediction.shape[2:])}, of the features {_shape(prediction)}."
+            f"{name}: attention {shape(attention)} must have one weight for each position, "
+            f"{list(prediction.shape[:1] + prediction.shape[2:])}, of the features {shape(prediction)}."
         )
-    difference = (upcast(prediction) - upcast(target)) * upcast(attention).unsqueeze(1)
+    student, teacher, weight = lifted(student, teacher, weight)
+    difference = (student - teacher) * weight.unsqueeze(1)
     return reduce(difference, "batch channels ... -> batch channels", "sum").square().mean(1)
 
 
@@ -185,9 +183,10 @@ def cosine_distance(prediction: Tensor, target: Tensor) -> Tensor:
         Classification, CVPR 2024, arXiv 2310.08255. Checked against val-iisc/VL2V-ADiP `dfc_loss`, which
         takes the negative cosine, so that its minimum is −1.
     """
-    check_rank("cosine_distance", "..., dimensions", prediction=prediction, target=target)
-    check_same_shape("cosine_distance", _BRIDGE, prediction=prediction, target=target)
-    return 1 - (safe_normalize(upcast(prediction)) * safe_normalize(upcast(target))).sum(-1)
+    name = "cosine_distance"
+    student, teacher = alike(name, "..., dimensions", _BRIDGE, prediction=prediction, target=target)
+    check_positions(name, prediction=prediction)
+    return 1 - (safe_normalize(student) * safe_normalize(teacher)).sum(-1)
 
 
 def factor_transfer(prediction: Tensor, target: Tensor) -> Tensor:
@@ -216,10 +215,9 @@ def factor_transfer(prediction: Tensor, target: Tensor) -> Tensor:
         2018, arXiv 1802.04977. Checked against open-mmlab/mmrazor `FTLoss`. HobbitLong/RepDistiller's
         `FactorTransfer` first reduces the factors to attention maps, which is another function.
     """
-    check_rank("factor_transfer", "batch, ...", prediction=prediction, target=target)
-    check_same_shape("factor_transfer", _BRIDGE, prediction=prediction, target=target)
-    student, teacher = (upcast(factor).reshape(len(factor), -1) for factor in (prediction, target))
-    return _mean(F.l1_loss(safe_normalize(student), safe_normalize(teacher), reduction="none"))
+    pair = _pair("factor_transfer", prediction, target)
+    student, teacher = (safe_normalize(factor.reshape(len(factor), -1)) for factor in pair)
+    return mean_by_example(F.l1_loss(student, teacher, reduction="none"))
 
 
 def activation_boundary(prediction: Tensor, target: Tensor, *, margin: float = 1.0) -> Tensor:
@@ -250,21 +248,12 @@ def activation_boundary(prediction: Tensor, target: Tensor, *, margin: float = 1
         AAAI 2019, arXiv 1811.03233. Checked against HobbitLong/RepDistiller `ABLoss`, whose weights
         (3/1000 and a power of two for each stage) are left to the caller.
     """
-    check_rank("activation_boundary", "batch, ...", prediction=prediction, target=target)
-    check_same_shape("activation_boundary", _BRIDGE, prediction=prediction, target=target)
-    student = upcast(prediction)
-    side = (target > 0).to(student.dtype) * 2 - 1
-    return F.relu(margin - side * student).square().reshape(len(student), -1).sum(1)
-
-
-def _per_channel(function: str, name: str, value: Tensor, feature: Tensor) -> Tensor:
-    """One value for each channel, shaped to meet a feature `[batch, channels, ...]`."""
-    if value.shape != feature.shape[1:2]:
-        raise ValueError(
-            f"{function}: {name} {_shape(value)} must have one value for each channel, "
-            f"{list(feature.shape[1:2])}, of the feature {_shape(feature)}."
-        )
-    return upcast(value).reshape(-1, *[1] * (feature.ndim - 2))
+    name = "activation_boundary"
+    check_number(name, "margin", margin)
+    student, teacher = _pair(name, prediction, target)
+    # Unlike a comparison, torch's step function keeps NaN.
+    side = 2 * torch.heaviside(teacher.detach(), teacher.new_zeros(())) - 1
+    return sum_by_example(F.relu(margin - side * student).square())
 
 
 def ofd(prediction: Tensor, target: Tensor, margin: Tensor) -> Tensor:
@@ -294,12 +283,12 @@ def ofd(prediction: Tensor, target: Tensor, margin: Tensor) -> Tensor:
         against clovaai/overhaul-distillation `distillation_loss`, which sums over the batch and divides by
         1000 (CIFAR) or 10000 (ImageNet); those weights are the caller's.
     """
-    check_rank("ofd", "batch, channels, ...", prediction=prediction, target=target)
-    check_same_shape("ofd", _BRIDGE, prediction=prediction, target=target)
-    student = upcast(prediction)
-    goal = torch.maximum(upcast(target), _per_channel("ofd", "margin", margin, prediction))
+    name = "ofd"
+    student, teacher = _channel_pair(name, prediction, target)
+    student, teacher, lowest = lifted(student, teacher, _per_channel(name, prediction, margin=margin))
+    goal = torch.maximum(teacher, lowest)
     asked = (student > goal) | (goal > 0)
-    return (F.mse_loss(student, goal, reduction="none") * asked).flatten(1).sum(1)
+    return sum_by_example(F.mse_loss(student, goal, reduction="none") * asked)
 
 
 def bn_margin(gamma: Tensor, beta: Tensor) -> Tensor:
@@ -328,13 +317,13 @@ def bn_margin(gamma: Tensor, beta: Tensor) -> Tensor:
         Heo et al.: A Comprehensive Overhaul of Feature Distillation, ICCV 2019, arXiv 1904.01866. Checked
         against clovaai/overhaul-distillation `get_margin_from_BN`; the ratio is taken in log space here.
     """
-    check_rank("bn_margin", "...", gamma=gamma, beta=beta)
-    check_same_shape("bn_margin", "Give the weight and the bias of one batch norm.", gamma=gamma, beta=beta)
-    deviation, mean = upcast(gamma).abs(), upcast(beta)
+    hint = "Give the weight and the bias of one batch norm."
+    weight, mean = alike("bn_margin", "...", hint, gamma=gamma, beta=beta)
+    deviation = weight.abs()
     z = -mean / deviation.clamp_min(1e-12)
     log_below = torch.special.log_ndtr(z)
     expected = mean - deviation * torch.exp(-z.square() / 2 - log(2 * pi) / 2 - log_below)
-    return torch.where(log_below > log(0.001), expected, -3 * deviation)
+    return torch.where(log_below <= log(0.001), -3 * deviation, expected)
 
 
 def vid(prediction: Tensor, target: Tensor, log_scale: Tensor, *, eps: float = 1e-5) -> Tensor:
@@ -367,12 +356,13 @@ def vid(prediction: Tensor, target: Tensor, log_scale: Tensor, *, eps: float = 1
         Ahn et al.: Variational Information Distillation for Knowledge Transfer, CVPR 2019, arXiv
         1904.05835. Checked against HobbitLong/RepDistiller `VIDLoss`, whose log(1 + exp(x)) overflows.
     """
-    check_rank("vid", "batch, channels, ...", prediction=prediction, target=target)
-    check_same_shape("vid", _BRIDGE, prediction=prediction, target=target)
-    scale = _per_channel("vid", "log_scale", log_scale, prediction)
+    name = "vid"
+    check_number(name, "eps", eps, least=0)
+    student, teacher = _channel_pair(name, prediction, target)
+    student, teacher, scale = lifted(student, teacher, _per_channel(name, prediction, log_scale=log_scale))
     variance = torch.logaddexp(scale, torch.zeros_like(scale)) + eps
-    error = F.mse_loss(upcast(prediction), upcast(target), reduction="none")
-    return 0.5 * _mean(error / variance + variance.log())
+    error = F.mse_loss(student, teacher, reduction="none")
+    return 0.5 * mean_by_example(error / variance + variance.log())
 
 
 def mgd(
@@ -415,17 +405,22 @@ def mgd(
         Yang et al.: Masked Generative Distillation, ECCV 2022, arXiv 2205.01529. Checked against
         yzd-v/MGD, both its classification and its detection code, with their masks as inputs.
     """
-    check_rank("mgd", "batch, channels, ...", prediction=prediction, target=target)
-    check_same_shape("mgd", _BRIDGE, prediction=prediction, target=target)
+    name = "mgd"
+    check_number(name, "alpha", alpha)
+    _, teacher = _channel_pair(name, prediction, target)
+    check_tensor(name, "mask", mask)
+    check_one_device(name, prediction=prediction, mask=mask)
     sizes = list(zip(mask.shape, prediction.shape, strict=False))
     if mask.ndim != prediction.ndim or any(size not in (1, full) for size, full in sizes):
         raise ValueError(
-            f"mgd: mask {_shape(mask)} must have 1 or the feature's size in each axis of the prediction "
-            f"{_shape(prediction)}."
+            f"{name}: mask {shape(mask)} must have 1 or the feature's size in each axis of the prediction "
+            f"{shape(prediction)}."
         )
-    generated = generator(prediction * mask.detach().to(prediction.dtype))
-    check_same_shape("mgd", "The generator must keep the shape.", generated=generated, target=target)
-    return alpha * F.mse_loss(upcast(generated), upcast(target), reduction="none").flatten(1).sum(1)
+    made = generator(prediction * mask.detach().to(prediction.dtype))
+    check_tensor(name, "generated", made)
+    check_same_shape(name, "The generator must keep the shape.", generated=made, target=target)
+    made, teacher = lifted(made, teacher)
+    return alpha * sum_by_example(F.mse_loss(made, teacher, reduction="none"))
 
 
 def srd(prediction: Tensor, target: Tensor, *, exponent: float = 4.0, eps: float = 1e-4) -> Tensor:
@@ -460,14 +455,43 @@ def srd(prediction: Tensor, target: Tensor, *, exponent: float = 4.0, eps: float
         arXiv 2303.11098. Checked against roymiles/Simple-Recipe-Distillation, ImageNet code. torchdistill's
         `SRDLoss` has the exponent 1 by default and leaves the batch norms to its caller.
     """
-    check_rank("srd", "batch, dimensions", prediction=prediction, target=target)
-    check_same_shape("srd", _BRIDGE, prediction=prediction, target=target)
+    name = "srd"
+    check_number(name, "exponent", exponent, above=0)
+    check_number(name, "eps", eps, least=0)
+    pair = alike(name, "batch, dimensions", _BRIDGE, prediction=prediction, target=target)
     if len(prediction) < 2:
-        raise ValueError(f"srd: prediction {_shape(prediction)} has one example; batch statistics need two.")
+        raise ValueError(
+            f"{name}: prediction {shape(prediction)} has one example; batch statistics need two."
+        )
 
     def normalized(feature: Tensor) -> Tensor:
         variance, mean = torch.var_mean(feature, dim=0, correction=0)
         return (feature - mean) * (variance + eps).rsqrt()
 
-    distance = (normalized(upcast(prediction)) - normalized(upcast(target))).abs().pow(exponent).sum()
+    distance = (normalized(pair[0]) - normalized(pair[1])).abs().pow(exponent).sum()
     return 2 * distance.clamp_min(torch.finfo(distance.dtype).tiny).log()
+
+
+# What the losses share
+
+
+def _pair(function: str, prediction: Tensor, target: Tensor) -> list[Tensor]:
+    """The features of both networks, checked."""
+    return alike(function, "batch, ...", _BRIDGE, prediction=prediction, target=target)
+
+
+def _channel_pair(function: str, prediction: Tensor, target: Tensor) -> list[Tensor]:
+    """The features of both networks, checked to have channels."""
+    return alike(function, "batch, channels, ...", _BRIDGE, prediction=prediction, target=target)
+
+
+def _per_channel(function: str, feature: Tensor, /, **value: Tensor) -> Tensor:
+    """One value for each channel, shaped to meet a feature `[batch, channels, ...]`."""
+    (checked,) = floats(function, "...", **value)
+    check_one_device(function, feature=feature, **value)
+    if checked.shape != feature.shape[1:2]:
+        raise ValueError(
+            f"{function}: {next(iter(value))} {shape(checked)} must have one value for each channel, "
+            f"{list(feature.shape[1:2])}, of the feature {shape(feature)}."
+        )
+    return checked.reshape(-1, *[1] * (feature.ndim - 2))

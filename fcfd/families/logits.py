@@ -5,20 +5,36 @@ caller masks, weights and reduces. Softmaxes stay in log space, and half-precisi
 """
 
 import math
+from math import inf, nan
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._tree import shape as _shape
-from ._checks import check_class_indices, check_rank, check_same_shape
-from ._numerics import exact, upcast
-
-_CLASSES = "Give both networks the same classes, or select the shared ones before the loss."
-
-_IMPOSSIBLE = -1e30
-"""The log-probability of an excluded class: finite, so that zero times it is zero."""
-
+from .._tree import shape
+from ._checks import (
+    are_probabilities,
+    check_finite,
+    check_layout,
+    check_number,
+    check_plain,
+    check_whole,
+    class_column,
+    class_logits,
+    floats,
+    logit_pair,
+    per_example,
+)
+from ._numerics import (
+    binary_errors,
+    binary_log_probabilities,
+    crossed,
+    divergence,
+    exact,
+    label_errors,
+    lifted,
+    scaled,
+)
 
 # From the labels
 
@@ -46,12 +62,14 @@ def cross_entropy(prediction: Tensor, labels: Tensor) -> Tensor:
         >>> cross_entropy(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
         tensor([0.6931])
     """
-    check_rank("cross_entropy", "..., classes", prediction=prediction)
-    log_probability = F.log_softmax(upcast(prediction), dim=-1)
-    if labels.is_floating_point() and labels.shape == prediction.shape:
-        return -(labels * log_probability).sum(-1)
-    check_class_indices("cross_entropy", labels, prediction)
-    return -log_probability.gather(-1, labels.long().unsqueeze(-1)).squeeze(-1)
+    name = "cross_entropy"
+    logits = class_logits(name, prediction=prediction)
+    if not are_probabilities(name, labels, prediction):
+        return label_errors(logits, class_column(name, labels, prediction))
+    logits, soft = lifted(prediction, _distributions(labels))
+    log_probability = F.log_softmax(logits, dim=-1)
+    nothing = (soft == 0) & (log_probability == -inf)
+    return -(soft * torch.where(nothing, 0.0, log_probability)).sum(-1)
 
 
 def tf_nkd(prediction: Tensor, labels: Tensor) -> Tensor:
@@ -82,19 +100,21 @@ def tf_nkd(prediction: Tensor, labels: Tensor) -> Tensor:
         Yang et al.: Rethinking Knowledge Distillation via Cross-Entropy, 2022, arXiv 2208.10139. Checked
         against the distiller of yzd-v/cls_KD. No deviation.
     """
-    check_rank("tf_nkd", "batch, classes", prediction=prediction)
-    if labels.is_floating_point() and labels.shape == prediction.shape:
+    name = "tf_nkd"
+    check_layout(name, "batch, classes", prediction=prediction)
+    logits = class_logits(name, prediction=prediction)
+    if are_probabilities(name, labels, prediction):
+        logits, soft = lifted(prediction, _distributions(labels))
         # Stable, so that among classes without mass the same one is taken on every device.
-        sorted_labels, order = upcast(labels).sort(dim=-1, descending=True, stable=True)
-        mass, classes = sorted_labels[:, :2], order[:, :2]
+        heaviest, order = soft.sort(dim=-1, descending=True, stable=True)
+        mass, classes = heaviest[:, :2], order[:, :2]
     else:
-        check_class_indices("tf_nkd", labels, prediction)
-        classes = labels.long().unsqueeze(-1)
-        mass = torch.ones_like(classes, dtype=upcast(prediction).dtype)
-    log_confidence = F.log_softmax(upcast(prediction), dim=-1).gather(-1, classes)
+        classes = class_column(name, labels, prediction)
+        mass = torch.ones_like(classes, dtype=logits.dtype)
+    log_confidence = F.log_softmax(logits, dim=-1).gather(-1, classes)
     confidence = log_confidence.exp()
-    weight = torch.where(mass > 0, confidence + mass - confidence.mean(0), 0.0).detach()
-    return -(weight * log_confidence).mean(0).sum()
+    weight = (confidence + mass - confidence.mean(0)).detach()
+    return -torch.where(mass <= 0, 0.0, weight * log_confidence).mean(0).sum()
 
 
 # From the teacher's probabilities
@@ -127,8 +147,8 @@ def kl(prediction: Tensor, target: Tensor, *, temperature: float | Tensor = 4.0)
         Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv 1503.02531. Checked
         against megvii-research/mdistiller `kd_loss` and the FCFD authors' `_loss_kl`. No deviation.
     """
-    log_student, log_teacher = _log_probabilities("kl", prediction, target, temperature)
-    return _divergence(log_teacher, log_student) * temperature**2
+    log_student, log_teacher = _log_softmaxes(*_softened("kl", prediction, target, temperature))
+    return divergence(log_teacher, log_student) * temperature**2
 
 
 def kd_ce(prediction: Tensor, target: Tensor, *, temperature: float | Tensor = 4.0) -> Tensor:
@@ -155,10 +175,12 @@ def kd_ce(prediction: Tensor, target: Tensor, *, temperature: float | Tensor = 4
 
     Reference:
         Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv 1503.02531. Checked
-        against yzd-v/cls_KD `KDLoss`, whose weight alpha is left to the caller.
+        against yzd-v/cls_KD `KDLoss`, whose weight alpha is left to the caller. At temperature 1 it is the
+        forward KL of Ko et al.: DistiLLM, ICML 2024, arXiv 2402.03898 (mode-covering, token by token),
+        checked against jongwooko/distillm `forward_kl`, which does not subtract the entropy either.
     """
-    log_student, log_teacher = _log_probabilities("kd_ce", prediction, target, temperature)
-    return _cross_entropy(log_teacher, log_student) * temperature**2
+    log_student, log_teacher = _log_softmaxes(*_softened("kd_ce", prediction, target, temperature))
+    return crossed(log_teacher, log_student) * temperature**2
 
 
 def kd_bce(prediction: Tensor, target: Tensor) -> Tensor:
@@ -186,38 +208,8 @@ def kd_bce(prediction: Tensor, target: Tensor) -> Tensor:
         Hao et al.: Revisit the Power of Vanilla Knowledge Distillation, NeurIPS 2023, arXiv 2305.15781.
         Checked against Hao840/vanillaKD `BinaryKLDiv`. No deviation.
     """
-    _check_pair("kd_bce", prediction, target)
-    logits, probability = upcast(prediction), F.softmax(upcast(target), dim=-1)
-    return F.binary_cross_entropy_with_logits(logits, probability, reduction="none").mean(-1)
-
-
-def forward_kl_ce(prediction: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy with the teacher's distribution, token by token: mode-covering.
-
-    ```
-    loss[...] = −Σ_v p_t · log p_s
-    ```
-
-    Args:
-        prediction: Student logits `[..., classes]`, usually `[batch, length, vocabulary]`.
-        target: Teacher logits of the same shape.
-
-    Returns:
-        `[...]`, in nats, one for each token. Mask and average it outside: `(loss * mask).sum() / mask.sum()`.
-
-    Raises:
-        ValueError: The shapes differ, or there is no token.
-
-    Example:
-        >>> forward_kl_ce(torch.zeros(1, 2, 4), torch.zeros(1, 2, 4))
-        tensor([[1.3863, 1.3863]])
-
-    Reference:
-        Ko et al.: DistiLLM, ICML 2024, arXiv 2402.03898. Checked against jongwooko/distillm `forward_kl`,
-        which does not subtract the teacher's entropy either: it is `kd_ce` at temperature 1.
-    """
-    log_student, log_teacher = _log_probabilities("forward_kl_ce", prediction, target)
-    return _cross_entropy(log_teacher, log_student)
+    student, teacher = logit_pair("kd_bce", prediction, target)
+    return binary_errors(student, F.softmax(teacher, dim=-1)).mean(-1)
 
 
 def reverse_kl(prediction: Tensor, target: Tensor) -> Tensor:
@@ -245,8 +237,8 @@ def reverse_kl(prediction: Tensor, target: Tensor) -> Tensor:
         Gu et al.: MiniLLM, ICLR 2024, arXiv 2306.08543. Checked against jongwooko/distillm `reverse_kl`.
         No deviation.
     """
-    log_student, log_teacher = _log_probabilities("reverse_kl", prediction, target)
-    return _divergence(log_student, log_teacher)
+    log_student, log_teacher = _log_softmaxes(*logit_pair("reverse_kl", prediction, target))
+    return _reverse_divergence(log_student, log_teacher)
 
 
 def jsd(
@@ -279,13 +271,15 @@ def jsd(
         Agarwal et al.: On-Policy Distillation of Language Models, ICLR 2024, arXiv 2306.13649. Checked
         against huggingface/trl `generalized_jsd_loss`, which without labels divides by the batch only.
     """
-    log_student, log_teacher = _log_probabilities("jsd", prediction, target, temperature)
+    name = "jsd"
+    check_plain(name, "beta", beta, least=0, most=1)
+    log_student, log_teacher = _log_softmaxes(*_softened(name, prediction, target, temperature))
     if beta == 0:
-        return _divergence(log_teacher, log_student)
+        return divergence(log_teacher, log_student)
     if beta == 1:
-        return _divergence(log_student, log_teacher)
+        return _reverse_divergence(log_student, log_teacher)
     log_mixture = _log_mixture(log_teacher, log_student, beta)
-    return beta * _divergence(log_teacher, log_mixture) + (1 - beta) * _divergence(log_student, log_mixture)
+    return beta * divergence(log_teacher, log_mixture) + (1 - beta) * divergence(log_student, log_mixture)
 
 
 def skew_forward_kl_ce(prediction: Tensor, target: Tensor, *, skew: float = 0.1) -> Tensor:
@@ -315,8 +309,10 @@ def skew_forward_kl_ce(prediction: Tensor, target: Tensor, *, skew: float = 0.1)
         `skewed_forward_kl`, which does not subtract the teacher's entropy; its log of a sum of
         probabilities is NaN in float32 where `logaddexp` here is finite.
     """
-    log_student, log_teacher = _log_probabilities("skew_forward_kl_ce", prediction, target)
-    return _cross_entropy(log_teacher, _log_mixture(log_teacher, log_student, skew))
+    name = "skew_forward_kl_ce"
+    check_plain(name, "skew", skew, least=0, below=1)
+    log_student, log_teacher = _log_softmaxes(*logit_pair(name, prediction, target))
+    return crossed(log_teacher, _log_mixture(log_teacher, log_student, skew))
 
 
 def skew_reverse_kl(prediction: Tensor, target: Tensor, *, skew: float = 0.1) -> Tensor:
@@ -345,8 +341,12 @@ def skew_reverse_kl(prediction: Tensor, target: Tensor, *, skew: float = 0.1) ->
         Ko et al.: DistiLLM, ICML 2024, arXiv 2402.03898. Checked against jongwooko/distillm
         `skewed_reverse_kl`. No deviation.
     """
-    log_student, log_teacher = _log_probabilities("skew_reverse_kl", prediction, target)
-    return _divergence(log_student, _log_mixture(log_student, log_teacher, skew))
+    name = "skew_reverse_kl"
+    check_plain(name, "skew", skew, least=0, below=1)
+    log_student, log_teacher = _log_softmaxes(*logit_pair(name, prediction, target))
+    if skew == 0:
+        return _reverse_divergence(log_student, log_teacher)
+    return divergence(log_student, _log_mixture(log_student, log_teacher, skew))
 
 
 def total_variation(prediction: Tensor, target: Tensor) -> Tensor:
@@ -374,9 +374,8 @@ def total_variation(prediction: Tensor, target: Tensor) -> Tensor:
         Wen et al.: f-Divergence Minimization for Sequence-Level Knowledge Distillation, ACL 2023, arXiv
         2307.15190. Checked against jongwooko/distillm `tv_distance`. No deviation.
     """
-    _check_pair("total_variation", prediction, target)
-    student, teacher = F.softmax(upcast(prediction), dim=-1), F.softmax(upcast(target), dim=-1)
-    return 0.5 * (teacher - student).abs().sum(-1)
+    student, teacher = logit_pair("total_variation", prediction, target)
+    return 0.5 * (F.softmax(teacher, dim=-1) - F.softmax(student, dim=-1)).abs().sum(-1)
 
 
 # From the teacher's probabilities and the labels
@@ -422,11 +421,11 @@ def dkd(
         megvii-research/mdistiller `dkd_loss`, which masks the label by −1000 (exactly here) and takes logs
         of probabilities (log-odds here): equal wherever it is finite. Its warm-up is a schedule outside.
     """
-    _check_pair("dkd", prediction, target)
-    label_s, others_s = _decoupled("dkd", prediction, labels, temperature)
-    label_t, others_t = _decoupled("dkd", target, labels, temperature)
-    divergence = alpha * _divergence(label_t, label_s) + beta * _divergence(others_t, others_s)
-    return divergence * temperature**2
+    student, teacher, y = _labelled("dkd", prediction, target, labels, temperature, alpha=alpha, beta=beta)
+    label_s, others_s = _decoupled(student, y)
+    label_t, others_t = _decoupled(teacher, y)
+    parts = alpha * divergence(label_t, label_s) + beta * divergence(others_t, others_s)
+    return parts * temperature**2
 
 
 def nkd(
@@ -466,12 +465,10 @@ def nkd(
         2303.13005. Checked against yzd-v/cls_KD `NKDLoss`. Soft labels, which it replaces by their
         largest class, are refused.
     """
-    _check_pair("nkd", prediction, target)
-    others_s = _bounded_log_softmax(_without_label("nkd", prediction, labels, temperature))
-    others_t = _bounded_log_softmax(_without_label("nkd", target, labels, temperature))
-    confidence = (-cross_entropy(target, labels)).exp().detach()
-    others = _cross_entropy(others_t, others_s) * temperature**2
-    return confidence * cross_entropy(prediction, labels) + gamma * others
+    student, teacher, y = _labelled("nkd", prediction, target, labels, temperature, gamma=gamma)
+    others_s, others_t = (F.log_softmax(_without(logits, y), dim=-1) for logits in (student, teacher))
+    others = crossed(others_t, others_s) * temperature**2
+    return _confident_errors(prediction, target, y) + gamma * others
 
 
 def wsld(prediction: Tensor, target: Tensor, labels: Tensor, *, temperature: float | Tensor = 4.0) -> Tensor:
@@ -502,11 +499,12 @@ def wsld(prediction: Tensor, target: Tensor, labels: Tensor, *, temperature: flo
         Zhou et al.: Rethinking Soft Labels for Knowledge Distillation, ICLR 2021, arXiv 2102.00650. Checked
         against open-mmlab/mmrazor `WSLD` and yzd-v/cls_KD `WSLDLoss`, whose weight 2.25 is the caller's.
     """
-    log_student, log_teacher = _log_probabilities("wsld", prediction, target, temperature)
-    check_class_indices("wsld", labels, prediction)
-    ratio = cross_entropy(prediction, labels) / (cross_entropy(target, labels) + 1e-7)
-    weight = -torch.expm1(-ratio).detach()
-    return weight * _cross_entropy(log_teacher, log_student) * temperature**2
+    student, teacher, y = _labelled("wsld", prediction, target, labels, temperature)
+    # Bounded, so that a label which both networks exclude is as hard for one as for the other.
+    error_s, error_t = (label_errors(z, y).clamp(max=1e30) for z in lifted(prediction, target))
+    weight = -torch.expm1(-error_s / (error_t + 1e-7)).detach()
+    soft = crossed(F.log_softmax(teacher, dim=-1), F.log_softmax(student, dim=-1))
+    return weight * soft * temperature**2
 
 
 def ofa(
@@ -547,11 +545,11 @@ def ofa(
         NeurIPS 2023, arXiv 2310.19444. Checked against Hao840/OFAKD `ofa_loss` (there `eps` is γ). No
         deviation.
     """
-    log_student, log_teacher = _log_probabilities("ofa", prediction, target, temperature)
-    check_class_indices("ofa", labels, prediction)
-    probability, y = log_teacher.exp(), labels.long().unsqueeze(-1)
+    student, teacher, y = _labelled("ofa", prediction, target, labels, temperature, gamma=gamma)
+    probability = F.softmax(teacher, dim=-1)
     enhanced = (probability.gather(-1, y) + 1) ** gamma - 1
     weight = (probability**gamma).scatter(-1, y, enhanced)
+    log_student = torch.where(weight == 0, 0.0, F.log_softmax(student, dim=-1))
     return -(weight * log_student).sum(-1)
 
 
@@ -604,26 +602,27 @@ def wkd_logit(
         NeurIPS 2024, arXiv 2412.08139. Checked against JiamingLv/WKD `wkd_logit_loss_with_speration`. No
         deviation.
     """
-    _check_pair("wkd_logit", prediction, target)
-    classes = prediction.shape[-1]
+    name = "wkd_logit"
+    check_number(name, "regularization", regularization, above=0)
+    check_whole(name, "iterations", iterations, least=1)
+    student, teacher, y = _labelled(name, prediction, target, labels, temperature, gamma=gamma)
+    (cost,) = floats(name, "classes, classes", cost=cost)
+    classes = student.shape[-1]
     if cost.shape != (classes, classes):
         raise ValueError(
-            f"wkd_logit: cost {_shape(cost)} must be [{classes}, {classes}], a row and a column for each "
-            f"class of the logits {_shape(prediction)}."
+            f"{name}: cost {shape(cost)} must be [{classes}, {classes}], a row and a column for each "
+            f"class of the logits {shape(prediction)}."
         )
-    student = _without_label("wkd_logit", prediction, labels, temperature).softmax(-1)
-    teacher = _without_label("wkd_logit", target, labels, temperature).softmax(-1)
-    price = F.relu(upcast(cost)) + 1e-8
+    student, teacher = (F.softmax(_without(logits, y), dim=-1) for logits in (student, teacher))
+    price = F.relu(cost) + 1e-8
     kernel = torch.exp(-price / regularization)
-    y = labels.long().unsqueeze(-1)
     u, v = torch.full_like(student, 1 / (classes - 1)).scatter(-1, y, 0.0), teacher
     with exact(prediction):
         for _ in range(iterations):
             v = teacher / (u @ kernel + 1e-8)
             u = student / (v @ kernel.mT + 1e-8)
         transport = (u * (v @ (kernel * price).mT)).sum(-1)
-    confidence = (-cross_entropy(target, labels)).exp().detach()
-    return confidence * cross_entropy(prediction, labels) + gamma * transport
+    return _confident_errors(prediction, target, y) + gamma * transport
 
 
 # Of the whole batch
@@ -666,9 +665,12 @@ def dist(
         Huang et al.: Knowledge Distillation from A Stronger Teacher, NeurIPS 2022, arXiv 2205.10536. Checked
         against hunto/image_classification_sota `DIST`. No deviation.
     """
-    student, teacher = _batch_probabilities("dist", prediction, target, temperature)
-    over_classes = 1 - _pearson(student, teacher, -1).mean()
-    over_batch = 1 - _pearson(student, teacher, 0).mean()
+    name = "dist"
+    check_finite(name, beta=beta, gamma=gamma)
+    student, teacher = _batch_probabilities(name, prediction, target, temperature)
+    counted = ~((prediction == -inf) & (target == -inf))
+    over_classes = 1 - _correlation(student, teacher, counted, -1)
+    over_batch = 1 - _correlation(student, teacher, counted, 0)
     return temperature**2 * (beta * over_classes + gamma * over_batch)
 
 
@@ -738,90 +740,93 @@ def mlkd_batch_corr(prediction: Tensor, target: Tensor, *, temperature: float = 
 # What the losses share
 
 
-def _check_pair(function: str, prediction: Tensor, target: Tensor) -> None:
-    check_rank(function, "..., classes", prediction=prediction, target=target)
-    check_same_shape(function, _CLASSES, prediction=prediction, target=target)
-
-
-def _per_example(function: str, name: str, value: float | Tensor, logits: Tensor) -> float | Tensor:
-    """A hyper-parameter that may differ by example, shaped to multiply `[..., classes]`."""
-    if not isinstance(value, Tensor) or value.ndim == 0:
-        return value
-    if value.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"{function}: {name} {_shape(value)} must be a number or have one value for each example, "
-            f"{list(logits.shape[:-1])}, of the logits {_shape(logits)}."
-        )
-    return value.unsqueeze(-1)
-
-
-def _log_probabilities(
-    function: str, prediction: Tensor, target: Tensor, temperature: float | Tensor | None = None
+def _softened(
+    function: str, prediction: Tensor, target: Tensor, temperature: float | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Check a pair of logits; the student's and the teacher's log-probabilities at a temperature."""
-    _check_pair(function, prediction, target)
-    student, teacher = upcast(prediction), upcast(target)
-    if temperature is not None:
-        scale = _per_example(function, "temperature", temperature, prediction)
-        student, teacher = student / scale, teacher / scale
-    return F.log_softmax(student, dim=-1), _bounded_log_softmax(teacher)
+    """The logits of both networks, checked and divided by a temperature."""
+    student, teacher = logit_pair(function, prediction, target)
+    scale = per_example(function, temperature, prediction)
+    return scaled(student, scale), scaled(teacher, scale)
 
 
-def _bounded_log_softmax(logits: Tensor) -> Tensor:
-    """Log-probabilities that are finite where a class is excluded by −∞."""
-    return F.log_softmax(logits, dim=-1).clamp(min=_IMPOSSIBLE)
+def _labelled(
+    function: str,
+    prediction: Tensor,
+    target: Tensor,
+    labels: Tensor,
+    temperature: float | Tensor,
+    **weights: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The softened logits of both networks, and the labels as a column. Weights are checked too."""
+    check_finite(function, **weights)
+    student, teacher = _softened(function, prediction, target, temperature)
+    return student, teacher, class_column(function, labels, prediction)
 
 
-def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p ‖ q) over the last axis."""
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+def _log_softmaxes(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    return F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1)
 
 
-def _cross_entropy(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """−Σ p log q over the last axis."""
-    return -(log_p.exp() * log_q).sum(-1)
+def _reverse_divergence(log_student: Tensor, log_teacher: Tensor) -> Tensor:
+    """KL(p_s ‖ p_t). Where it is +∞, as the teacher alone excludes a class, its gradient is 0, not NaN."""
+    excluded = log_teacher == -inf
+    infinite = (excluded & (log_student > -inf)).any(-1)
+    return torch.where(infinite, inf, divergence(log_student, torch.where(excluded, 0.0, log_teacher)))
 
 
 def _log_mixture(log_p: Tensor, log_q: Tensor, weight: float) -> Tensor:
     """log(weight · p + (1 − weight) · q)."""
     if weight == 0:
         return log_q
+    # Finite also for a class that both exclude, whose gradient would be NaN.
+    log_p, log_q = log_p.clamp(min=-1e30), log_q.clamp(min=-1e30)
     return torch.logaddexp(log_p + math.log(weight), log_q + math.log1p(-weight))
 
 
-def _without_label(function: str, logits: Tensor, labels: Tensor, temperature: float | Tensor) -> Tensor:
-    """Softened logits in which each example's label is excluded."""
-    check_class_indices(function, labels, logits)
-    if logits.shape[-1] < 2:
-        raise ValueError(f"{function}: logits {_shape(logits)} must have a class besides the label.")
-    scaled = upcast(logits) / _per_example(function, "temperature", temperature, logits)
-    return scaled.scatter(-1, labels.long().unsqueeze(-1), -math.inf)
+def _confident_errors(prediction: Tensor, target: Tensor, y: Tensor) -> Tensor:
+    """The student's error at the label, times the teacher's probability of it, which is held constant."""
+    student, teacher = (label_errors(logits, y) for logits in lifted(prediction, target))
+    confidence = (-teacher).exp().detach()
+    return confidence * torch.where(confidence == 0, 0.0, student)
 
 
-def _decoupled(
-    function: str, logits: Tensor, labels: Tensor, temperature: float | Tensor
-) -> tuple[Tensor, Tensor]:
+def _without(logits: Tensor, y: Tensor) -> Tensor:
+    """Logits in which each example's label is excluded."""
+    return logits.scatter(-1, y, -inf)
+
+
+def _decoupled(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities `[..., 2]` of the label and of the rest, and `[..., classes]` among the rest."""
-    others = _without_label(function, logits, labels, temperature)
-    own = upcast(logits).gather(-1, labels.long().unsqueeze(-1))
-    own = own / _per_example(function, "temperature", temperature, logits)
-    log_odds = own - others.logsumexp(-1, keepdim=True)
-    return F.logsigmoid(torch.cat([log_odds, -log_odds], -1)), _bounded_log_softmax(others)
+    others = _without(logits, y)
+    log_odds = logits.gather(-1, y).squeeze(-1) - others.logsumexp(-1)
+    return binary_log_probabilities(log_odds), F.log_softmax(others, dim=-1)
+
+
+def _distributions(labels: Tensor) -> Tensor:
+    """Soft labels; those of an example are NaN unless they sum to 1."""
+    tolerance = 1e-3 if labels.dtype in (torch.float32, torch.float64) else 1e-2
+    total = labels.sum(-1, keepdim=True, dtype=torch.promote_types(labels.dtype, torch.float32))
+    return torch.where((total - 1).abs() > tolerance, nan, labels)
 
 
 def _batch_probabilities(
-    function: str, prediction: Tensor, target: Tensor, temperature: float
+    function: str, prediction: Tensor, target: Tensor, temperature: float | Tensor
 ) -> tuple[Tensor, Tensor]:
-    check_rank(function, "batch, classes", prediction=prediction, target=target)
-    check_same_shape(function, _CLASSES, prediction=prediction, target=target)
-    return F.softmax(upcast(prediction) / temperature, -1), F.softmax(upcast(target) / temperature, -1)
+    """Probabilities `[batch, classes]` of both networks, for a loss that couples the batch."""
+    check_number(function, "temperature", temperature, above=0)
+    student, teacher = logit_pair(function, prediction, target)
+    check_layout(function, "batch, classes", prediction=prediction)
+    return F.softmax(scaled(student, temperature), -1), F.softmax(scaled(teacher, temperature), -1)
 
 
-def _pearson(a: Tensor, b: Tensor, axis: int) -> Tensor:
-    """Correlation along an axis, zero where one side is constant."""
-    a, b = a - a.mean(axis, keepdim=True), b - b.mean(axis, keepdim=True)
+def _correlation(a: Tensor, b: Tensor, counted: Tensor, axis: int) -> Tensor:
+    """The mean over correlations along an axis, of what counts; where one side is constant it is 0."""
+    number = counted.sum(axis, keepdim=True)
+    size = number.clamp(min=1)
+    a, b = (torch.where(counted, x - x.sum(axis, keepdim=True) / size, 0.0) for x in (a, b))
     norms: Tensor = torch.linalg.vector_norm(a, dim=axis) * torch.linalg.vector_norm(b, dim=axis)
-    return (a * b).sum(axis) / (norms + 1e-8)
+    correlations = (a * b).sum(axis) / (norms + 1e-8)
+    return correlations.sum() / (number > 0).sum()
 
 
 def _gram_distance(x: Tensor, y: Tensor) -> Tensor:

@@ -1,28 +1,24 @@
-"""Losses between maps ``[batch, channels, height, width]``, compared through space and channels."""
+"""Losses between maps ``[batch, channels, *places]``, compared through space and channels.
+
+Places are one to three axes: time, height and width, or a volume.
+"""
+
+from collections.abc import Callable
 
 import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._tree import shape as _shape
-from ._checks import check_rank, check_same_axes, check_same_shape
-from ._numerics import exact, safe_normalize, safe_sqrt, upcast
+from .._tree import shape
+from ._checks import agreeing, alike, check_number, check_plain, check_whole, floats
+from ._numerics import divergence, exact, mean_by_example, safe_normalize, safe_sqrt, scaled
 
-_MAP = "batch, channels, height, width"
+_MAP = "batch, channels, places, ..."
+_ANY = "batch, channels, ..."
 _EXAMPLES = "Give both networks the same examples."
 _CHANNELS = "Bridge one map into the other's channels first."
 _BRIDGE = "Bridge one map into the other's space first."
-
-
-def _one_size(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps, the larger one (by height, then width) average-pooled to the size of the smaller one."""
-    (h1, w1), (h2, w2) = first.shape[-2:], second.shape[-2:]
-    if (h1, w1) > (h2, w2):
-        return F.adaptive_avg_pool2d(first, (h2, w2)), second
-    if (h1, w1) < (h2, w2):
-        return first, F.adaptive_avg_pool2d(second, (h1, w1))
-    return first, second
 
 
 def attention_transfer(prediction: Tensor, target: Tensor, *, p: float = 2.0) -> Tensor:
@@ -56,14 +52,14 @@ def attention_transfer(prediction: Tensor, target: Tensor, *, p: float = 2.0) ->
         mean of squares, to which the published weight of 1000 belongs and whose gradient vanishes at
         equality. The code takes f^p without the absolute value, so an odd p differs.
     """
-    check_rank("attention_transfer", _MAP, prediction=prediction, target=target)
-    check_same_axes("attention_transfer", "batch", _EXAMPLES, prediction=prediction, target=target)
+    name = "attention_transfer"
+    check_plain(name, "p", p, above=0)
+    student, teacher = _one_size(name, prediction=prediction, target=target)
 
     def attention(feature: Tensor) -> Tensor:
         powers = feature.pow(p) if p % 2 == 0 else feature.abs().pow(p)
         return safe_normalize(powers.sum(1).flatten(1))
 
-    student, teacher = _one_size(upcast(prediction), upcast(target))
     return (attention(student) - attention(teacher)).square().mean(1)
 
 
@@ -95,14 +91,17 @@ def hcl(prediction: Tensor, target: Tensor, *, sizes: tuple[int, ...] = (4, 2, 1
         Chen et al.: Distilling Knowledge via Knowledge Review, CVPR 2021, arXiv 2104.09044. Checked against
         dvlab-research/ReviewKD `hcl`. The fusion modules and the warm-up are the caller's.
     """
-    check_rank("hcl", _MAP, prediction=prediction, target=target)
-    check_same_shape("hcl", _BRIDGE, prediction=prediction, target=target)
-    difference = upcast(prediction) - upcast(target)
-    levels = [size for size in sizes if size < difference.shape[-2]]
+    name = "hcl"
+    for size in sizes:
+        check_whole(name, "sizes", size, least=1)
+    student, teacher = alike(name, _MAP, _BRIDGE, prediction=prediction, target=target)
+    difference = student - teacher
     # Pooling is linear, so the difference is pooled once instead of both maps.
-    pooled = [difference, *(F.adaptive_avg_pool2d(difference, size) for size in levels)]
-    errors = [level.square().sum((1, 2, 3)) / (level[0].numel() * 2**k) for k, level in enumerate(pooled)]
-    return torch.stack(errors).sum(0) / sum(2.0**-k for k in range(len(errors)))
+    pooled = [_pooled(name, difference, size) for size in sizes if size < difference.shape[2]]
+    weights = [2.0**-k for k in range(1 + len(pooled))]
+    errors = [mean_by_example(level.square()) for level in (difference, *pooled)]
+    weighted = [weight * error for weight, error in zip(weights, errors, strict=True)]
+    return torch.stack(weighted).sum(0) / sum(weights)
 
 
 def channel_wise_divergence(prediction: Tensor, target: Tensor, *, temperature: float = 4.0) -> Tensor:
@@ -134,27 +133,16 @@ def channel_wise_divergence(prediction: Tensor, target: Tensor, *, temperature: 
         detaches the target) and open-mmlab/mmrazor.
     """
     name = "channel_wise_divergence"
-    check_rank(name, "batch, channels, ...", prediction=prediction, target=target)
-    check_same_shape(name, _BRIDGE, prediction=prediction, target=target)
-    log_student = F.log_softmax(upcast(prediction).flatten(2) / temperature, dim=-1)
-    log_teacher = F.log_softmax(upcast(target).flatten(2) / temperature, dim=-1)
-    divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
-    return divergence.mean(1) * temperature**2
-
-
-def _channel_moments(function: str, feature: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (unbiased) of every channel over batch and space, kept as axes."""
-    if feature.numel() == feature.shape[1]:
-        raise ValueError(f"{function}: {_shape(feature)} has one value a channel; a deviation needs two.")
-    axes = [axis for axis in range(feature.ndim) if axis != 1]
-    variance, mean = torch.var_mean(feature, dim=axes, keepdim=True)
-    return mean, safe_sqrt(variance)
-
-
-def _standardized(function: str, feature: Tensor) -> Tensor:
-    """Every channel with the mean 0 and the deviation 1; a constant one only loses its mean."""
-    mean, deviation = _channel_moments(function, feature)
-    return (feature - mean) / torch.where(deviation > 0, deviation + 1e-6, 1.0)
+    check_number(name, "temperature", temperature, above=0)
+    pair = alike(name, _MAP, _BRIDGE, prediction=prediction, target=target)
+    if prediction[0, 0].numel() == 1:
+        raise ValueError(
+            f"{name}: prediction {shape(prediction)} has one position, whose softmax is always 1."
+        )
+    log_student, log_teacher = (
+        F.log_softmax(scaled(feature.flatten(2), temperature), dim=-1) for feature in pair
+    )
+    return divergence(log_teacher, log_student).mean(1) * temperature**2
 
 
 def pkd(prediction: Tensor, target: Tensor) -> Tensor:
@@ -188,10 +176,9 @@ def pkd(prediction: Tensor, target: Tensor) -> Tensor:
         Coefficient, NeurIPS 2022, arXiv 2207.02039. Checked against open-mmlab/mmrazor `PKDLoss`, which
         resizes inside.
     """
-    check_rank("pkd", "batch, channels, ...", prediction=prediction, target=target)
-    check_same_shape("pkd", "Bridge or resize one map first.", prediction=prediction, target=target)
-    student, teacher = _standardized("pkd", upcast(prediction)), _standardized("pkd", upcast(target))
-    return 0.5 * F.mse_loss(student, teacher)
+    name, hint = "pkd", "Bridge or resize one map first."
+    student, teacher = alike(name, _ANY, hint, prediction=prediction, target=target)
+    return 0.5 * F.mse_loss(_standardized(name, student), _standardized(name, teacher))
 
 
 def channel_stats_align(feature: Tensor, target: Tensor) -> Tensor:
@@ -223,11 +210,10 @@ def channel_stats_align(feature: Tensor, target: Tensor) -> Tensor:
         Wang et al.: CrossKD: Cross-Head Knowledge Distillation for Object Detection, CVPR 2024, arXiv
         2306.11369. Checked against jbwang1997/CrossKD `align_scale`. No deviation.
     """
-    name = "channel_stats_align"
-    check_rank(name, "batch, channels, ...", feature=feature, target=target)
-    check_same_axes(name, "batch, channels", _CHANNELS, feature=feature, target=target)
-    mean, deviation = _channel_moments(name, upcast(target))
-    return _standardized(name, upcast(feature)) * deviation + mean
+    name, shared = "channel_stats_align", "batch, channels"
+    student, teacher = agreeing(name, _ANY, shared, _CHANNELS, feature=feature, target=target)
+    mean, deviation = _channel_moments(name, teacher)
+    return _standardized(name, student) * deviation + mean
 
 
 def wkd_feature(
@@ -263,27 +249,15 @@ def wkd_feature(
         NeurIPS 2024, arXiv 2412.08139. Checked against JiamingLv/WKD `wkd_feature_loss`, whose two parts
         its trainer adds with the weight of the means.
     """
-    check_rank("wkd_feature", _MAP, prediction=prediction, target=target)
-    check_same_axes("wkd_feature", "batch, channels", _CHANNELS, prediction=prediction, target=target)
-    student, teacher = _cell_moments(upcast(prediction), grid), _cell_moments(upcast(target), grid)
-    means = (student[0] - teacher[0]).square()
-    deviations = ((student[1] + eps).sqrt() - (teacher[1] + eps).sqrt()).square()
-    return (mean_weight * means + deviations).sum((1, 2)) / grid**2
-
-
-def _cell_moments(feature: Tensor, grid: int) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance `[batch, channels, cells]` over the cells of an adaptive pooling."""
-    height, width = feature.shape[-2:]
-    rows = [slice(k * height // grid, -(-(k + 1) * height // grid)) for k in range(grid)]
-    columns = [slice(k * width // grid, -(-(k + 1) * width // grid)) for k in range(grid)]
-    cells = [feature[..., row, column] for row in rows for column in columns]
-    if min(cell.shape[-2] * cell.shape[-1] for cell in cells) < 2:
-        raise ValueError(
-            f"wkd_feature: a cell of grid {grid} has fewer than two pixels of the map {_shape(feature)}. "
-            "Take a smaller grid."
-        )
-    moments = [torch.var_mean(cell, dim=(-2, -1)) for cell in cells]
-    return torch.stack([mean for _, mean in moments], -1), torch.stack([var for var, _ in moments], -1)
+    name, shared = "wkd_feature", "batch, channels"
+    check_number(name, "mean_weight", mean_weight)
+    check_whole(name, "grid", grid, least=1)
+    check_number(name, "eps", eps, least=0)
+    pair = agreeing(name, _MAP, shared, _CHANNELS, prediction=prediction, target=target)
+    (mean_s, variance_s), (mean_t, variance_t) = (_cell_moments(name, feature, grid) for feature in pair)
+    means = (mean_s - mean_t).square()
+    deviations = (safe_sqrt(variance_s + eps) - safe_sqrt(variance_t + eps)).square()
+    return (mean_weight * means + deviations).sum((1, 2)) / means.shape[2]
 
 
 def fsp_matrix(first: Tensor, last: Tensor) -> Tensor:
@@ -307,7 +281,7 @@ def fsp_matrix(first: Tensor, last: Tensor) -> Tensor:
     Example:
         The published loss compares the matrices of the two networks:
 
-        >>> from fcfd.features import squared_error
+        >>> from fcfd.losses import squared_error
         >>> student, teacher = torch.ones(2, 3, 8, 8), torch.ones(2, 5, 4, 4)
         >>> squared_error(fsp_matrix(student, teacher), fsp_matrix(student, 2 * teacher))
         tensor([1., 1.])
@@ -316,9 +290,7 @@ def fsp_matrix(first: Tensor, last: Tensor) -> Tensor:
         Yim et al.: A Gift from Knowledge Distillation, CVPR 2017. Checked against HobbitLong/RepDistiller
         `FSP`. torchdistill's `FSPLoss` pools by maximum and takes norms by row: another function.
     """
-    check_rank("fsp_matrix", _MAP, first=first, last=last)
-    check_same_axes("fsp_matrix", "batch", _EXAMPLES, first=first, last=last)
-    before, after = (feature.flatten(2) for feature in _one_size(upcast(first), upcast(last)))
+    before, after = (feature.flatten(2) for feature in _one_size("fsp_matrix", first=first, last=last))
     with exact(first):
         return after @ before.mT / before.shape[-1]
 
@@ -353,17 +325,11 @@ def inter_channel_correlation(prediction: Tensor, target: Tensor) -> Tensor:
         2021, arXiv 2202.03680. Checked against ADLab-AutoDrive/ICKD, CIFAR code. The authors' ImageNet
         code and torchdistill divide by the batch once more.
     """
-    name = "inter_channel_correlation"
-    check_rank(name, "batch, channels, ...", prediction=prediction, target=target)
-    check_same_axes(name, "batch, channels", _CHANNELS, prediction=prediction, target=target)
-
-    def correlation(feature: Tensor) -> Tensor:
-        channels = feature.flatten(2)
-        return safe_normalize(channels @ channels.mT)
-
+    name, shared = "inter_channel_correlation", "batch, channels"
+    pair = agreeing(name, _MAP, shared, _CHANNELS, prediction=prediction, target=target)
     with exact(prediction):
-        difference = correlation(upcast(prediction)) - correlation(upcast(target))
-    return difference.square().sum(-1).mean(-1)
+        student, teacher = (safe_normalize(x @ x.mT) for x in (feature.flatten(2) for feature in pair))
+    return (student - teacher).square().sum(-1).mean(-1)
 
 
 def nst_poly(prediction: Tensor, target: Tensor) -> Tensor:
@@ -397,11 +363,8 @@ def nst_poly(prediction: Tensor, target: Tensor) -> Tensor:
         1707.01219. Checked against HobbitLong/RepDistiller `NSTLoss`, which detaches the target from its
         own term but not from the mixed one; here the target gets the whole gradient.
     """
-    check_rank("nst_poly", _MAP, prediction=prediction, target=target)
-    check_same_axes("nst_poly", "batch", _EXAMPLES, prediction=prediction, target=target)
-    student, teacher = (
-        safe_normalize(feature.flatten(2)) for feature in _one_size(upcast(prediction), upcast(target))
-    )
+    pair = _one_size("nst_poly", prediction=prediction, target=target)
+    student, teacher = (safe_normalize(feature.flatten(2)) for feature in pair)
     with exact(prediction):
         if student.shape[2] <= max(student.shape[1], teacher.shape[1]):
             difference = student.mT @ student / student.shape[1] - teacher.mT @ teacher / teacher.shape[1]
@@ -440,20 +403,87 @@ def wavelet_compress(feature: Tensor, *, keep: float = 0.5) -> Tensor:
         Wavelet-Based Feature Compression for knowledge distillation, 2024. A reconstruction: the paper's
         transform, levels and selection could not be read; those stated here are this library's.
     """
-    check_rank("wavelet_compress", _MAP, feature=feature)
-    if not 0 < keep <= 1:
-        raise ValueError(f"wavelet_compress: keep {keep} must be above 0 and at most 1.")
+    name = "wavelet_compress"
+    check_plain(name, "keep", keep, above=0, most=1)
+    (checked,) = floats(name, "batch, channels, height, width", feature=feature)
     height, width = feature.shape[-2:]
-    even = F.pad(upcast(feature), (0, width % 2, 0, height % 2), mode="replicate")
+    even = F.pad(checked, (0, width % 2, 0, height % 2), mode="replicate")
     blocks = rearrange(even, "b c (h y) (w x) -> b c h w (y x)", y=2, x=2)
     coefficients = _haar(blocks)
     magnitude = coefficients.detach().abs().flatten(1)
     dropped = magnitude.shape[1] - max(1, round(keep * magnitude.shape[1]))
     threshold = magnitude.kthvalue(dropped + 1, dim=1).values
-    kept = (magnitude >= threshold.unsqueeze(1)).reshape(coefficients.shape)
-    restored = _haar(torch.where(kept, coefficients, 0.0))
+    small = (magnitude < threshold.unsqueeze(1)).reshape(coefficients.shape)
+    restored = _haar(torch.where(small, 0.0, coefficients))
     restored = rearrange(restored, "b c h w (y x) -> b c (h y) (w x)", y=2, x=2)
     return restored[..., :height, :width]
+
+
+# What the losses share
+
+
+def _one_size(function: str, /, **pair: Tensor) -> tuple[Tensor, Tensor]:
+    """Two maps of the same examples, the larger one (by its first place axis) pooled to the other's size."""
+    first, second = agreeing(function, _MAP, "batch", _EXAMPLES, **pair)
+    if first.ndim != second.ndim:
+        found = " and ".join(f"{name} {shape(feature)}" for name, feature in pair.items())
+        raise ValueError(f"{function}: {found} must have the same number of axes.")
+    if first.shape[2:] > second.shape[2:]:
+        return _pooled(function, first, *second.shape[2:]), second
+    if first.shape[2:] < second.shape[2:]:
+        return first, _pooled(function, second, *first.shape[2:])
+    return first, second
+
+
+def _pooled(function: str, feature: Tensor, *size: int) -> Tensor:
+    """A map averaged to a size; one number stands for all axes."""
+    axes = feature.ndim - 2
+    pools: tuple[Callable[..., Tensor], ...] = (
+        F.adaptive_avg_pool1d,
+        F.adaptive_avg_pool2d,
+        F.adaptive_avg_pool3d,
+    )
+    if axes > len(pools):
+        raise ValueError(
+            f"{function}: a map {shape(feature)} of {axes} axes of places cannot be pooled; three can."
+        )
+    return pools[axes - 1](feature, size if len(size) == axes else size * axes)
+
+
+def _channel_moments(function: str, feature: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (unbiased) of every channel over batch and space, kept as axes."""
+    if feature.numel() == feature.shape[1]:
+        raise ValueError(f"{function}: {shape(feature)} has one value a channel; a deviation needs two.")
+    axes = [axis for axis in range(feature.ndim) if axis != 1]
+    variance, mean = torch.var_mean(feature, dim=axes, keepdim=True)
+    return mean, safe_sqrt(variance)
+
+
+def _standardized(function: str, feature: Tensor) -> Tensor:
+    """Every channel with the mean 0 and the deviation 1; a constant one only loses its mean."""
+    mean, deviation = _channel_moments(function, feature)
+    return (feature - mean) / torch.where(deviation <= 0, 1.0, deviation + 1e-6)
+
+
+def _cell_moments(function: str, feature: Tensor, grid: int) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance `[batch, channels, cells]` over the cells of an adaptive pooling."""
+    cells = [feature]
+    for axis in range(2, feature.ndim):
+        cells = [cell.narrow(axis, *span) for cell in cells for span in _spans(feature.shape[axis], grid)]
+    if min(cell[0, 0].numel() for cell in cells) < 2:
+        raise ValueError(
+            f"{function}: a cell of grid {grid} has fewer than two pixels of the map {shape(feature)}. "
+            "Take a smaller grid."
+        )
+    moments = [torch.var_mean(cell.flatten(2), dim=2) for cell in cells]
+    return torch.stack([mean for _, mean in moments], -1), torch.stack([var for var, _ in moments], -1)
+
+
+def _spans(size: int, grid: int) -> list[tuple[int, int]]:
+    """Start and length of every cell of an axis, as adaptive pooling cuts it."""
+    starts = [k * size // grid for k in range(grid)]
+    ends = [-(-(k + 1) * size // grid) for k in range(grid)]
+    return [(start, end - start) for start, end in zip(starts, ends, strict=True)]
 
 
 def _haar(blocks: Tensor) -> Tensor:

@@ -11,37 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._tree import shape as _shape
-from ._checks import check_rank, check_same_axes, check_same_shape
-from ._numerics import exact, safe_normalize, safe_sqrt, upcast
+from .._tree import shape
+from ._checks import agreeing, alike, check_finite, check_number, check_plain, check_whole, floats
+from ._numerics import crossed, exact, poisoned, safe_inverse, safe_normalize, safe_sqrt
 
 _EXAMPLES = "Give both networks the same examples."
-
-
-def _rows(function: str, least: int = 1, /, **embeddings: Tensor) -> list[Tensor]:
-    """The embeddings, checked, as matrices `[batch, dimensions]` in single precision or better."""
-    check_rank(function, "batch, ...", **embeddings)
-    check_same_axes(function, "batch", _EXAMPLES, **embeddings)
-    for name, embedding in embeddings.items():
-        if len(embedding) < least:
-            raise ValueError(f"{function}: {name} {_shape(embedding)} needs at least {least} examples.")
-    return [upcast(embedding).reshape(len(embedding), -1) for embedding in embeddings.values()]
-
-
-def _gram(rows: Tensor) -> Tensor:
-    """All inner products of the rows."""
-    with exact(rows):
-        return rows @ rows.mT
-
-
-def _squared_distances(rows: Tensor) -> Tensor:
-    """All squared distances of the rows; exactly zero, without a gradient, below the precision."""
-    # The origin is free, so it gets no gradient, and the mean is the one that loses least to cancellation.
-    products = _gram(rows - rows.detach().mean(0))
-    squares = products.diagonal()
-    sums = squares + squares.unsqueeze(1)
-    distances = sums - 2 * products
-    return torch.where(distances > 8 * torch.finfo(rows.dtype).eps * sums, distances, 0.0)
 
 
 def rkd_distance(prediction: Tensor, target: Tensor) -> Tensor:
@@ -80,7 +54,7 @@ def rkd_distance(prediction: Tensor, target: Tensor) -> Tensor:
     def relative(rows: Tensor) -> Tensor:
         distances = safe_sqrt(_squared_distances(rows))
         mean = distances.sum() / (len(rows) * (len(rows) - 1))
-        return distances / torch.where(mean > 0, mean, 1.0)
+        return distances / torch.where(mean <= 0, 1.0, mean)
 
     return F.smooth_l1_loss(relative(student), relative(teacher))
 
@@ -130,51 +104,6 @@ def rkd_angle(prediction: Tensor, target: Tensor) -> Tensor:
     return loss / len(student) ** 3
 
 
-def _angle_loss(networks: list[list[Tensor]]) -> tuple[Tensor, list[list[Tensor]]]:
-    """The sum of huber(cosine − cosine') over all triples, and its gradients, a block of vertices at a time.
-
-    ```
-    cosine at k between i and j = (d_ki² + d_kj² − d_ij²) / (2 d_ki d_kj)
-    ```
-
-    A network is its distances and their squares. The gradient of each comes as of an independent matrix.
-    """
-    batch = len(networks[0][0])
-    block = max(1, 2**22 // batch**2)
-    total = networks[0][0].new_zeros(())
-    gradients = [[torch.zeros_like(side) for side in network] for network in networks]
-    for start in range(0, batch, block):
-        vertices = slice(start, start + block)
-        inverses = [_inverse(distances[vertices]) for distances, _ in networks]
-        products = [w.unsqueeze(2) * w.unsqueeze(1) for w in inverses]
-        cosines = [
-            _cosines(distances[vertices], squares, w, product)
-            for (distances, squares), w, product in zip(networks, inverses, products, strict=True)
-        ]
-        difference = cosines[0] - cosines[1]
-        slope = difference.clamp(-1, 1)
-        total = total + (slope * (difference - slope / 2)).sum()
-        for sign, (of_distances, of_squares), cosine, w, product in zip(
-            (1, -1), gradients, cosines, inverses, products, strict=True
-        ):
-            pull = (slope @ w.unsqueeze(2)).squeeze(2) - w * (slope * cosine).sum(2)
-            of_distances[vertices] += 2 * sign * pull
-            of_squares -= sign * (slope * product).sum(0) / 2
-    return total, gradients
-
-
-def _inverse(distances: Tensor) -> Tensor:
-    """1 / d, and 0 where d is: rows that are equal have no direction, and every angle there the cosine 0."""
-    apart = distances > 0
-    return torch.where(apart, 1 / torch.where(apart, distances, 1.0), 0.0)
-
-
-def _cosines(distances: Tensor, squares: Tensor, inverse: Tensor, product: Tensor) -> Tensor:
-    """The cosines `[vertices, batch, batch]` at some vertices, by the law of cosines."""
-    ratios = distances.unsqueeze(2) * inverse.unsqueeze(1)
-    return (ratios + ratios.mT - squares * product) / 2
-
-
 def hard_dark_rank(
     prediction: Tensor, target: Tensor, *, alpha: float = 3.0, beta: float = 3.0, length: int = 4
 ) -> Tensor:
@@ -210,16 +139,20 @@ def hard_dark_rank(
         Transfer, AAAI 2018, arXiv 1707.01220. Checked against lenscloth/RKD `HardDarkRank`. As in
         `rkd_distance`, equal rows have the distance 0.
     """
-    student, teacher = _rows("hard_dark_rank", length + 1, prediction=prediction, target=target)
+    name = "hard_dark_rank"
+    check_number(name, "alpha", alpha)
+    check_number(name, "beta", beta, above=0)
+    check_whole(name, "length", length, least=1)
+    student, teacher = _rows(name, length + 1, prediction=prediction, target=target)
     others = _squared_distances(teacher.detach()).fill_diagonal_(torch.inf)
     order = others.topk(length, largest=False).indices
     squares = _squared_distances(student)
-    apart = squares > 0
-    powers = torch.where(apart, torch.where(apart, squares, 1.0) ** (beta / 2), 0.0)
+    equal = squares <= 0
+    powers = torch.where(equal, 0.0, torch.where(equal, 1.0, squares) ** (beta / 2))
     scores = (-alpha * powers).gather(1, order)
     # The sums over m = k..length are cumulative from the far end.
     remaining = scores.flip(1).logcumsumexp(1).flip(1)
-    return (remaining - scores).sum(1).mean()
+    return poisoned((remaining - scores).sum(1).mean(), student, teacher)
 
 
 def pkt(prediction: Tensor, target: Tensor, *, eps: float = 1e-7) -> Tensor:
@@ -249,7 +182,9 @@ def pkt(prediction: Tensor, target: Tensor, *, eps: float = 1e-7) -> Tensor:
         Passalis, Tefas: Learning Deep Representations with Probabilistic Knowledge Transfer, ECCV 2018,
         arXiv 1803.10837. Checked against passalis/probabilistic_kt `cosine_similarity_loss`. No deviation.
     """
-    student, teacher = _rows("pkt", prediction=prediction, target=target)
+    name = "pkt"
+    check_number(name, "eps", eps, least=0)
+    student, teacher = _rows(name, prediction=prediction, target=target)
 
     def probabilities(rows: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
@@ -317,9 +252,9 @@ def cc_adjacent(prediction: Tensor, target: Tensor) -> Tensor:
         against HobbitLong/RepDistiller `Correlation`, which its maintainer has from the paper's authors. It
         compares no correlation matrices, as the paper's equations do; `cc_taylor_rbf` does.
     """
-    check_rank("cc_adjacent", "batch, dimensions", prediction=prediction, target=target)
-    check_same_shape("cc_adjacent", "Bridge one embedding first.", prediction=prediction, target=target)
-    student, teacher = _rows("cc_adjacent", 2, prediction=prediction, target=target)
+    name, hint = "cc_adjacent", "Bridge one embedding first."
+    student, teacher = alike(name, "batch, dimensions", hint, prediction=prediction, target=target)
+    _check_examples(name, 2, prediction=prediction)
     error = (student - teacher).abs()
     return (error[:-1] * error[1:]).sum(1).mean()
 
@@ -355,12 +290,11 @@ def taylor_rbf(embedding: Tensor, *, gamma: float = 0.4, order: int = 2) -> Tens
         Peng et al.: Correlation Congruence for Knowledge Distillation, ICCV 2019, arXiv 1904.01802. Checked
         against yoshitomo-matsubara/torchdistill `CCKDLoss`; no code of the authors' kernel is public.
     """
-    (rows,) = _rows("taylor_rbf", embedding=embedding)
-    products = _gram(rows)
-    kernel = torch.zeros_like(products)
-    for p in reversed(range(order + 1)):
-        kernel = kernel * products + exp(-2 * gamma) * (2 * gamma) ** p / factorial(p)
-    return kernel
+    name = "taylor_rbf"
+    check_plain(name, "gamma", gamma)
+    check_whole(name, "order", order, least=0)
+    (rows,) = _rows(name, embedding=embedding)
+    return _kernel(rows, gamma, order)
 
 
 def cc_taylor_rbf(prediction: Tensor, target: Tensor, *, gamma: float = 0.4, order: int = 2) -> Tensor:
@@ -390,8 +324,11 @@ def cc_taylor_rbf(prediction: Tensor, target: Tensor, *, gamma: float = 0.4, ord
         Peng et al.: Correlation Congruence for Knowledge Distillation, ICCV 2019, arXiv 1904.01802. Checked
         against AberHu/Knowledge-Distillation-Zoo `CC`, a third party's reading of the paper.
     """
-    rows = _rows("cc_taylor_rbf", prediction=prediction, target=target)
-    student, teacher = (taylor_rbf(safe_normalize(x), gamma=gamma, order=order) for x in rows)
+    name = "cc_taylor_rbf"
+    check_plain(name, "gamma", gamma)
+    check_whole(name, "order", order, least=0)
+    rows = _rows(name, prediction=prediction, target=target)
+    student, teacher = (_kernel(safe_normalize(x), gamma, order) for x in rows)
     return (student - teacher).square().mean()
 
 
@@ -431,7 +368,7 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
             kernels = (x @ x.mT).flatten(), (y @ y.mT).flatten()
             return (safe_normalize(kernels[0]) * safe_normalize(kernels[1])).sum()
         scale = torch.linalg.matrix_norm(x.mT @ x) * torch.linalg.matrix_norm(y.mT @ y)
-        return (y.mT @ x).square().sum() / torch.where(scale > 0, scale, 1.0)
+        return (y.mT @ x).square().sum() / torch.where(scale <= 0, 1.0, scale)
 
 
 def cka_class_cost(features: Tensor, *, kappa: float = 1.0) -> Tensor:
@@ -462,10 +399,11 @@ def cka_class_cost(features: Tensor, *, kappa: float = 1.0) -> Tensor:
         NeurIPS 2024, arXiv 2412.08139. Checked against JiamingLv/WKD `generate_cost_matrix.py`, which
         visits the pairs one by one.
     """
-    check_rank("cka_class_cost", "classes, samples, dimensions", features=features)
+    name = "cka_class_cost"
+    check_plain(name, "kappa", kappa)
+    (centred,) = floats(name, "classes, samples, dimensions", features=features)
     if features.shape[1] < 2:
-        raise ValueError(f"cka_class_cost: features {_shape(features)} need two samples of every class.")
-    centred = upcast(features)
+        raise ValueError(f"{name}: features {shape(features)} need two samples of every class.")
     centred = safe_normalize(centred - centred.mean(1, keepdim=True), (1, 2))
     with exact(features):
         kernels = safe_normalize((centred @ centred.mT).flatten(1))
@@ -521,23 +459,109 @@ def vrm(
         Huber distance of whole directions (not of their entries) and the equal weight of all pairs of
         classes are this library's choices.
     """
+    name, hint = "vrm", "Give both networks the same two batches."
+    check_plain(name, "keep", keep, above=0, most=1)
+    check_finite(name, sample_weight=sample_weight, class_weight=class_weight)
     logits = {"prediction": prediction, "target": target}
     views = {"prediction_view": prediction_view, "target_view": target_view}
-    check_rank("vrm", "batch, classes", **logits, **views)
-    check_same_shape("vrm", "Give both networks the same two batches.", **logits, **views)
-    if not 0 < keep <= 1:
-        raise ValueError(f"vrm: keep {keep} must be above 0 and at most 1.")
-    z, z2, w, w2 = (upcast(x) for x in (prediction, target, prediction_view, target_view))
-    entropy = _entropy(z.detach()).unsqueeze(1) + _entropy(w.detach())
-    kept = entropy <= entropy.flatten().kthvalue(max(1, round(keep * entropy.numel()))).values
-    samples = torch.where(kept, _direction_errors(z, w, z2, w2), 0.0).sum() / kept.sum()
+    z, z2, w, w2 = alike(name, "batch, classes", hint, **logits, **views)
+    entropies = [crossed(log_p, log_p) for log_p in (F.log_softmax(x.detach(), dim=-1) for x in (z, w))]
+    joint = entropies[0].unsqueeze(1) + entropies[1]
+    dropped = joint > joint.flatten().kthvalue(max(1, round(keep * joint.numel()))).values
+    errors = torch.where(dropped, 0.0, _direction_errors(z, w, z2, w2))
+    samples = errors.sum() / (joint.numel() - dropped.sum())
     classes = _direction_errors(z.mT, w.mT, z2.mT, w2.mT).mean()
     return sample_weight * samples + class_weight * classes
 
 
-def _entropy(logits: Tensor) -> Tensor:
-    log_probability = F.log_softmax(logits, dim=-1)
-    return -(log_probability.exp() * log_probability).sum(-1)
+# What the losses share
+
+
+def _rows(function: str, least: int = 1, /, **embeddings: Tensor) -> list[Tensor]:
+    """The embeddings of the same examples, checked, as matrices `[batch, dimensions]`."""
+    checked = agreeing(function, "batch, ...", "batch", _EXAMPLES, **embeddings)
+    _check_examples(function, least, **embeddings)
+    return [embedding.reshape(len(embedding), -1) for embedding in checked]
+
+
+def _check_examples(function: str, least: int, /, **embeddings: Tensor) -> None:
+    for name, embedding in embeddings.items():
+        if len(embedding) < least:
+            raise ValueError(f"{function}: {name} {shape(embedding)} needs at least {least} examples.")
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """All inner products of the rows."""
+    with exact(rows):
+        return rows @ rows.mT
+
+
+def _squared_distances(rows: Tensor) -> Tensor:
+    """All squared distances of the rows."""
+    # The origin is free, so it gets no gradient, and the mean is the one that loses least to cancellation.
+    products = _gram(rows - rows.detach().mean(0))
+    squares = products.diagonal()
+    return _apart(squares + squares.unsqueeze(1), products)
+
+
+def _apart(sums: Tensor, products: Tensor) -> Tensor:
+    """‖a‖² + ‖b‖² − 2⟨a, b⟩; exactly zero, without a gradient, below the precision."""
+    squares = sums - 2 * products
+    return torch.where(squares <= 8 * torch.finfo(sums.dtype).eps * sums, 0.0, squares)
+
+
+# Angles
+
+
+def _angle_loss(networks: list[list[Tensor]]) -> tuple[Tensor, list[list[Tensor]]]:
+    """The sum of huber(cosine − cosine') over all triples, and its gradients, a block of vertices at a time.
+
+    ```
+    cosine at k between i and j = (d_ki² + d_kj² − d_ij²) / (2 d_ki d_kj)
+    ```
+
+    A network is its distances and their squares. The gradient of each comes as of an independent matrix.
+    """
+    batch = len(networks[0][0])
+    block = max(1, 2**22 // batch**2)
+    total = networks[0][0].new_zeros(())
+    gradients = [[torch.zeros_like(side) for side in network] for network in networks]
+    for start in range(0, batch, block):
+        vertices = slice(start, start + block)
+        inverses = [safe_inverse(distances[vertices]) for distances, _ in networks]
+        products = [w.unsqueeze(2) * w.unsqueeze(1) for w in inverses]
+        cosines = [
+            _cosines(distances[vertices], squares, w, product)
+            for (distances, squares), w, product in zip(networks, inverses, products, strict=True)
+        ]
+        difference = cosines[0] - cosines[1]
+        slope = difference.clamp(-1, 1)
+        total = total + (slope * (difference - slope / 2)).sum()
+        for sign, (of_distances, of_squares), cosine, w, product in zip(
+            (1, -1), gradients, cosines, inverses, products, strict=True
+        ):
+            pull = (slope @ w.unsqueeze(2)).squeeze(2) - w * (slope * cosine).sum(2)
+            of_distances[vertices] += 2 * sign * pull
+            of_squares -= sign * (slope * product).sum(0) / 2
+    return total, gradients
+
+
+def _cosines(distances: Tensor, squares: Tensor, inverse: Tensor, product: Tensor) -> Tensor:
+    """The cosines `[vertices, batch, batch]` at some vertices, by the law of cosines."""
+    ratios = distances.unsqueeze(2) * inverse.unsqueeze(1)
+    return (ratios + ratios.mT - squares * product) / 2
+
+
+# Kernels and directions
+
+
+def _kernel(rows: Tensor, gamma: float, order: int) -> Tensor:
+    """`taylor_rbf` of rows, by Horner's rule."""
+    products = _gram(rows)
+    kernel = torch.zeros_like(products)
+    for p in reversed(range(order + 1)):
+        kernel = kernel * products + exp(-2 * gamma) * (2 * gamma) ** p / factorial(p)
+    return kernel
 
 
 def _direction_errors(a: Tensor, b: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
@@ -546,10 +570,10 @@ def _direction_errors(a: Tensor, b: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
     with exact(a):
         mixed = (a * a2).sum(1, keepdim=True) - a @ b2.mT - a2 @ b.mT + (b * b2).sum(1)
         lengths, lengths2 = _lengths(a, b), _lengths(a2, b2)
-    scale = lengths * lengths2
-    cosine = torch.where(scale > 0, mixed / torch.where(scale > 0, scale, 1.0), 0.0)
-    square = ((lengths > 0).to(a.dtype) + (lengths2 > 0).to(a.dtype) - 2 * cosine).clamp_min(0)
-    return torch.where(square < 1, square / 2, square.clamp_min(1).sqrt() - 0.5)
+    cosine = mixed * safe_inverse(lengths * lengths2)
+    square = (lengths > 0).to(a.dtype) + (lengths2 > 0).to(a.dtype) - 2 * cosine
+    distance = safe_sqrt(square)
+    return F.smooth_l1_loss(distance, torch.zeros_like(distance), reduction="none")
 
 
 def _centred(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -561,5 +585,4 @@ def _centred(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def _lengths(a: Tensor, b: Tensor) -> Tensor:
     """‖a_i − b_j‖; exactly zero, without a gradient, below the precision."""
     sums = a.square().sum(1, keepdim=True) + b.square().sum(1)
-    squares = sums - 2 * a @ b.mT
-    return safe_sqrt(torch.where(squares > 8 * torch.finfo(a.dtype).eps * sums, squares, 0.0))
+    return safe_sqrt(_apart(sums, a @ b.mT))

@@ -6,17 +6,24 @@ A *weight policy* gives one weight for each example: ``(weight.detach() * kl(s, 
 """
 
 import math
+from math import inf, nan
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .._tree import shape
-from ._checks import check_rank, check_same_shape
-from ._numerics import upcast
-
-_CLASSES = "Give both networks the same classes, or select the shared ones before the loss."
-
+from ._checks import (
+    check_finite,
+    check_number,
+    check_one_device,
+    check_plain,
+    check_positions,
+    class_logits,
+    floats,
+    logit_pair,
+)
+from ._numerics import crossed, lifted, poisoned, safe_sqrt, scaled
 
 # Transforms
 
@@ -45,12 +52,13 @@ def standardize_logits(logits: Tensor) -> Tensor:
         Sun et al.: Logit Standardization in Knowledge Distillation, CVPR 2024, arXiv 2403.01427. Checked
         against `normalize` of sunshangquan/logit-standardization-KD. No deviation.
     """
-    check_rank("standardize_logits", "..., classes", logits=logits)
+    name = "standardize_logits"
+    (checked,) = floats(name, "..., classes", logits=logits)
+    check_positions(name, logits=logits)
     if logits.shape[-1] < 2:
-        raise ValueError(f"standardize_logits: logits {shape(logits)} of one class have no deviation.")
-    logits = upcast(logits)
-    deviation, mean = torch.std_mean(logits, dim=-1, keepdim=True)
-    return (logits - mean) / (1e-7 + deviation)
+        raise ValueError(f"{name}: logits {shape(logits)} of one class have no deviation.")
+    centred, variance = _moments(checked, -1, correction=1)
+    return centred / (1e-7 + safe_sqrt(variance))
 
 
 def batch_standardize_logits(logits: Tensor) -> Tensor:
@@ -80,10 +88,9 @@ def batch_standardize_logits(logits: Tensor) -> Tensor:
         Hossain et al.: LumiNet, 2023, arXiv 2310.03669. Checked against `perception` of
         ismail31416/LumiNet. No deviation.
     """
-    check_rank("batch_standardize_logits", "batch, classes", logits=logits)
-    logits = upcast(logits)
-    variance, mean = torch.var_mean(logits, dim=0, correction=0)
-    return (logits - mean) / torch.sqrt(variance + 1e-5)
+    (checked,) = floats("batch_standardize_logits", "batch, classes", logits=logits)
+    centred, variance = _moments(checked, 0, correction=0)
+    return centred / torch.sqrt(variance + 1e-5)
 
 
 def grad_reverse(x: Tensor, *, scale: float = -1.0) -> Tensor:
@@ -114,9 +121,9 @@ def grad_reverse(x: Tensor, *, scale: float = -1.0) -> Tensor:
         against `GradientReversalFunction` of zhengli97/CTKD, whose comment promises a minus that its code
         leaves to the schedule, as here.
     """
-    check_rank("grad_reverse", "...", x=x)
-    x = upcast(x)
-    return x.detach() + scale * (x - x.detach())
+    check_number("grad_reverse", "scale", scale)
+    (lifted_x,) = floats("grad_reverse", "...", x=x)
+    return lifted_x.detach() + scale * (lifted_x - lifted_x.detach())
 
 
 # Temperatures
@@ -150,8 +157,10 @@ def learned_temperature(parameter: Tensor, *, start: float = 1.0, span: float = 
         Li et al.: Curriculum Temperature for Knowledge Distillation, AAAI 2023, arXiv 2211.16231. Checked
         against the training loop of zhengli97/CTKD. No deviation.
     """
-    check_rank("learned_temperature", "...", parameter=parameter)
-    return start + span * torch.sigmoid(upcast(parameter))
+    name = "learned_temperature"
+    check_finite(name, start=start, span=span)
+    (checked,) = floats(name, "...", parameter=parameter)
+    return start + span * torch.sigmoid(checked)
 
 
 def energy(logits: Tensor, *, temperature: float = 4.0) -> Tensor:
@@ -180,8 +189,11 @@ def energy(logits: Tensor, *, temperature: float = 4.0) -> Tensor:
         2023, arXiv 2311.14334. Checked against `cal_energy` of Seonghak35/EnergyKD, which overflows in
         float32 at logits of 350.
     """
-    check_rank("energy", "..., classes", logits=logits)
-    return -temperature * torch.logsumexp(upcast(logits) / temperature, dim=-1)
+    name = "energy"
+    check_number(name, "temperature", temperature, above=0)
+    (checked,) = floats(name, "..., classes", logits=logits)
+    check_positions(name, logits=logits)
+    return -temperature * torch.logsumexp(scaled(checked, temperature), dim=-1)
 
 
 def energy_thresholds(energies: Tensor, *, low_rate: float = 0.2, high_rate: float = 0.2) -> Tensor:
@@ -210,10 +222,14 @@ def energy_thresholds(energies: Tensor, *, low_rate: float = 0.2, high_rate: flo
         As `energy`. The code leaves out the last, partial batch of a loader and sees augmented images; what
         is given here is the caller's choice.
     """
-    check_rank("energy_thresholds", "n", energies=energies)
+    name = "energy_thresholds"
+    check_plain(name, "low_rate", low_rate, least=0, below=1)
+    check_plain(name, "high_rate", high_rate, least=0, below=1)
+    (checked,) = floats(name, "n", energies=energies)
     n = len(energies)
-    ascending = upcast(energies).sort().values
-    return torch.stack([ascending[int(n * low_rate)], ascending[n - 1 - int(n * high_rate)]])
+    ascending = checked.sort().values
+    low, high = ascending[int(n * low_rate)], ascending[n - 1 - int(n * high_rate)]
+    return poisoned(torch.stack([low, high]), checked)
 
 
 def energy_temperature(
@@ -246,16 +262,22 @@ def energy_temperature(
         As `energy`. The paper gives low energies the HIGHER temperature, and so do the defaults; the
         published code does the reverse, which is ``below=2.0, above=6.0``. Checked in both directions.
     """
-    check_rank("energy_temperature", "...", energies=energies)
+    name = "energy_temperature"
+    for key, value in {"below": below, "between": between, "above": above}.items():
+        check_plain(name, key, value, above=0)
+    (given,) = floats(name, "...", energies=energies)
+    (limits,) = floats(name, "thresholds", thresholds=thresholds)
+    check_one_device(name, energies=energies, thresholds=thresholds)
     if thresholds.shape != (2,):
         raise ValueError(
-            f"energy_temperature: thresholds {shape(thresholds)} must be [2], the low and the high one, for "
-            f"energies {shape(energies)}."
+            f"{name}: thresholds {shape(thresholds)} must be [2], the low and the high one, for energies "
+            f"{shape(energies)}."
         )
-    energies = upcast(energies)
-    temperature = torch.full_like(energies, between)
-    temperature = torch.where(energies > thresholds[1], above, temperature)
-    return torch.where(energies < thresholds[0], below, temperature)
+    given, limits = lifted(given, limits)
+    temperature = torch.full_like(given, between)
+    temperature = torch.where(given > limits[1], above, temperature)
+    temperature = torch.where(given < limits[0], below, temperature)
+    return torch.where(given.isnan() | limits.isnan().any(), nan, temperature)
 
 
 # Weights
@@ -288,8 +310,9 @@ def entropy(logits: Tensor, *, temperature: float = 4.0, eps: float = 0.0) -> Te
         cpsu00/ER-KD `er_kd_loss`. Its `er_dkd_loss` weights nothing: a `[B]` loss times a `[B, 1]` entropy is
         a matrix, whose mean is the product of the two means; `(entropy(t) * dkd(s, t, y)).mean()` does.
     """
-    check_rank("entropy", "..., classes", logits=logits)
-    return _entropy(logits, temperature, eps)
+    name = "entropy"
+    checked = class_logits(name, logits=logits)
+    return _entropy(name, checked, temperature, eps)
 
 
 def ea_weight(
@@ -330,16 +353,28 @@ def ea_weight(
         Su et al.: EA-KD: Entropy-based Adaptive Knowledge Distillation, ICCV 2025, arXiv 2311.13621. Checked
         against cpsu00/EA-KD `get_w`. Deviation: `eps` and `bound`, see above.
     """
-    check_rank("ea_weight", "..., classes", prediction=prediction, target=target)
-    check_same_shape("ea_weight", _CLASSES, prediction=prediction, target=target)
+    name = "ea_weight"
+    pair = logit_pair(name, prediction, target)
     if bound is None:
         bound = math.log(prediction.shape[-1])
-    student, teacher = _entropy(prediction, temperature, eps), _entropy(target, temperature, eps)
+    check_number(name, "bound", bound, above=0)
+    student, teacher = (_entropy(name, logits, temperature, eps) for logits in pair)
     return 0.5 * teacher * (1 + student / bound)
 
 
-def _entropy(logits: Tensor, temperature: float, eps: float) -> Tensor:
-    log_p = F.log_softmax(upcast(logits) / temperature, dim=-1)
-    # The floor keeps a class of probability zero at 0 · log 0 = 0.
-    inner = log_p.clamp(min=-1e30) if eps == 0 else torch.logaddexp(log_p, log_p.new_tensor(math.log(eps)))
-    return -(log_p.exp() * inner).sum(-1)
+def _entropy(function: str, logits: Tensor, temperature: float, eps: float) -> Tensor:
+    check_number(function, "temperature", temperature, above=0)
+    check_plain(function, "eps", eps, least=0)
+    log_p = F.log_softmax(scaled(logits, temperature), dim=-1)
+    inner = log_p if eps == 0 else torch.logaddexp(log_p, log_p.new_tensor(math.log(eps)))
+    return crossed(log_p, inner)
+
+
+def _moments(logits: Tensor, axis: int, correction: int) -> tuple[Tensor, Tensor]:
+    """Logits less their mean along an axis, and their variance. Excluded ones count nothing, and stay −∞."""
+    excluded = logits == -inf
+    number = logits.shape[axis] - excluded.sum(axis, keepdim=True)
+    mean = torch.where(excluded, 0.0, logits).sum(axis, keepdim=True) / number.clamp(min=1)
+    centred = torch.where(excluded, 0.0, logits - mean)
+    variance = centred.square().sum(axis, keepdim=True) / (number - correction).clamp(min=1)
+    return torch.where(excluded, -inf, centred), variance

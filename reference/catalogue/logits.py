@@ -66,14 +66,6 @@ ROWS: tuple[Row, ...] = (
         not_zero="a student's sigmoid meets a teacher's softmax",
     ),
     Row(
-        logits.forward_kl_ce,
-        "cover every token that the teacher finds likely",
-        "B·C",
-        logit_pair,
-        output="...",
-        not_zero=CROSS_ENTROPY,
-    ),
-    Row(
         logits.reverse_kl,
         "avoid every token that the teacher finds unlikely",
         "B·C",

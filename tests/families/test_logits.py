@@ -29,7 +29,7 @@ def without(labels: Tensor, matrix: Tensor) -> Tensor:
 # Identities
 
 
-@given(batches)
+@given(st.tuples(st.integers(1, 5), st.integers(3, 8), st.integers(0, 10_000)))
 @quick
 def test_decoupling_adds_up(batch):
     student, teacher, labels = draw(batch)
@@ -56,7 +56,6 @@ def test_the_ends_of_each_family_meet(batch):
     same(logits.jsd(student, teacher), logits.jsd(teacher, student))
     same(logits.skew_reverse_kl(student, teacher, skew=0), backward)
     same(logits.skew_forward_kl_ce(student, teacher, skew=0), forward + doubt)
-    same(logits.forward_kl_ce(student, teacher), forward + doubt)
     same(logits.kd_ce(student, teacher, temperature=1.0), forward + doubt)
     same(logits.ofa(student, teacher, labels, gamma=1.0), forward + doubt)
 
@@ -123,7 +122,6 @@ LABELLED = (logits.dkd, logits.nkd, logits.wsld, logits.ofa)
 PLAIN = (
     logits.kl,
     logits.kd_ce,
-    logits.forward_kl_ce,
     logits.jsd,
     logits.skew_reverse_kl,
     logits.total_variation,
@@ -199,15 +197,17 @@ def test_what_the_teacher_doubts_weighs_more():
 def test_labels_that_are_not_one_class_each_are_refused(loss, labels):
     z = torch.zeros(3, 4)
     inputs = [z, z, labels] if loss in LABELLED else [z, labels]
-    with pytest.raises(
-        ValueError, match=rf"^{loss.__name__}: labels \[.*must be integer classes of shape \[3\]"
-    ):
+    error = TypeError if labels.is_floating_point() else ValueError
+    message = rf"^{loss.__name__}: labels \[.*must be integer classes of shape \[3\]"
+    with pytest.raises(error, match=message):
         loss(*inputs)
 
 
-def test_one_class_cannot_be_decoupled():
+def test_one_class_has_no_softmax():
     z = torch.zeros(3, 1)
-    with pytest.raises(ValueError, match=r"^dkd: logits \[3, 1\] must have a class besides the label"):
+    with pytest.raises(
+        ValueError, match=r"^dkd: prediction \[3, 1\] has one class.*`squared_error`.*`binary_"
+    ):
         logits.dkd(z, z, torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"^standardize_logits: logits \[3, 1\] of one class"):
         temperatures.standardize_logits(z)

@@ -5,6 +5,7 @@ of its own, but is a loss behind a transform, a temperature policy or a weight, 
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -139,7 +140,7 @@ ADAPTERS: Adapters = {
     # Token by token, the caller masks
     "jsd": of_tokens(logits.jsd),
     "reverse_kl": of_tokens(logits.reverse_kl),
-    "forward_kl_ce": of_tokens(logits.forward_kl_ce),
+    "forward_kl_ce": of_tokens(partial(logits.kd_ce, temperature=1.0)),
     "total_variation": of_tokens(logits.total_variation),
     "skew_forward_kl_ce": of_tokens(logits.skew_forward_kl_ce),
     "skew_reverse_kl": of_tokens(logits.skew_reverse_kl),
