@@ -152,7 +152,7 @@ def _step(network: fcfd.Network, batch: Any, images: Tensor, classes: int) -> bo
         nets = fcfd.link(networks, example=example)
         paths = fcfd.draw(nets.crossings, min(2, len(nets.crossings)), seed=0, step=0)
         labels = torch.arange(len(images)) % classes
-        loss, _ = fcfd.losses.fcfd(nets.stages, nets.params, nets.buffers, example, labels, paths=paths)
+        loss, _ = fcfd.losses.fcfd(*nets.columns, example, labels, paths=paths)
         params = [param for param in network.params.values() if param.requires_grad]
         slopes = [
             slope for slope in torch.autograd.grad(loss, params, allow_unused=True) if slope is not None

@@ -224,7 +224,7 @@ def test_lists_of_paths_are_checked():
     with pytest.raises(ValueError, match="draw: path 'ssttt' is given twice"):
         draw(("ssttt", "s2t3"), 1, seed=0, step=0)
     with pytest.raises(TypeError, match="expand: a path is a string such as 'ssttt', not int"):
-        plan([3])
+        plan([3])  # type: ignore[list-item]
     with pytest.raises(TypeError, match=r"draw: count is 1\.5 of float; give an integer"):
         draw(crossings(5), 1.5, seed=0, step=0)
     with pytest.raises(TypeError, match="draw: step is True of bool"):

@@ -325,7 +325,7 @@ def test_a_term_whose_loss_fails_is_named_whatever_the_error():
     with pytest.raises(ValueError, match="evaluate: term 'a', 's' towards 't': KeyError: 'no such entry'"):
         fcfd.evaluate({"a": fcfd.Term(loss, "s", "t")}, values)
     with pytest.raises(ValueError, match="evaluate: term 'a': its loss returned float, where one tensor"):
-        fcfd.evaluate({"a": fcfd.Term(lambda a, b: 1.0, "s", "t")}, values)
+        fcfd.evaluate({"a": fcfd.Term(lambda a, b: 1.0, "s", "t")}, values)  # type: ignore
 
 
 def test_records_show_a_short_table():

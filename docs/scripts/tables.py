@@ -20,9 +20,9 @@ import fcfd
 from benchmarks import losses, scaling, step
 from benchmarks.common import spread
 from benchmarks.step import Setting
-from fcfd import recipes
+from fcfd import recipes, scaled
 from fcfd.paths import bridged
-from fcfd.terms import Term, _each
+from fcfd.terms import Term, _multi_level
 from reference.catalogue import ROWS, Row, Size
 
 DOCS = Path(__file__).parents[1]
@@ -35,7 +35,7 @@ PAGES = [
 
 RECIPES: dict[str, Mapping[str, Term]] = {
     "kd": recipes.kd(5),
-    "hints": recipes.hints(("sss>t",), weight=100.0),
+    "hints": scaled(recipes.hints(("sss>t",)), 100.0),
     "appearance": recipes.appearance(5, bridged(5, first=2)),
     "function": recipes.function(5, ("ssttt", "ttsss")),
     "fcfd": recipes.fcfd(5, ("ssttt", "ttsss"), bridged(5, first=2)),
@@ -43,7 +43,12 @@ RECIPES: dict[str, Mapping[str, Term]] = {
     "srrl": recipes.srrl(5),
     "fula": recipes.fula("ssttt"),
     "hybrid_assistant": recipes.hybrid_assistant(5),
-    "multi_teacher": recipes.multi_teacher(5, ("ssaaa", "bbsss"), ("sss>a", "sss>b")),
+    "multi_teacher": recipes.multi_teacher(
+        {
+            "a": recipes.fcfd(5, ("ssaaa",), ("sss>a",), teacher="a"),
+            "b": recipes.fcfd(5, ("bbsss",), ("sss>b",), teacher="b"),
+        }
+    ),
     "two crossings": recipes.function(5, ("sstss",)),
 }
 """What the pages of recipes show, for networks of five stages."""
@@ -126,7 +131,7 @@ def _term(name: str, term: Term) -> tuple[str, ...]:
 
 def _called(loss: Callable[..., Any]) -> str:
     """A loss with what was bound to it; a private one in the words of its docstring."""
-    if isinstance(loss, partial) and loss.func is _each:
+    if isinstance(loss, partial) and loss.func is _multi_level:
         return _called(loss.args[0])
     if not isinstance(loss, partial):
         return f"`{loss.__name__}`"
