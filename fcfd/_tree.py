@@ -54,5 +54,5 @@ def shape(tensor: Tensor) -> str:
 
 
 def shapes(tree: Any) -> str:
-    """The shapes of all tensors of a tree: ``[4, 10] and [4]``."""
-    return " and ".join(map(shape, tensors(tree)))
+    """The shapes of all tensors of a tree, ``[4, 10] and [4]``, or what it is instead."""
+    return " and ".join(map(shape, tensors(tree))) or f"{type(tree).__name__} (no tensor)"

@@ -14,6 +14,7 @@ from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ._text import check_integer, check_number, check_type
 from ._tree import TreeSpec, leaves, unflatten
 from .families.maps import channel_stats_align
 from .layouts import Grid, Layout, Shape, channel_axis, channels_last, grid, into_form, is_formed, parse
@@ -98,7 +99,12 @@ def bridge(
     Reference:
         Liu et al.: Function-Consistent Feature Distillation, ICLR 2023, arXiv 2304.11832; the authors' code.
     """
-    ours, theirs = _side(source, layouts[0]), _side(target, layouts[1])
+    for name, sizes in (("source", source), ("target", target)):
+        check_type("bridge", name, sizes, (tuple, list), "the shape of a feature, as tuple(feature.shape)")
+        for size in sizes:
+            check_integer("bridge", f"a size of {name}", size, least=1)
+    check_type("bridge", "layouts", layouts, (tuple, list), "a pair: (of the source, of the target)")
+    ours, theirs = _side(tuple(source), layouts[0]), _side(tuple(target), layouts[1])
     parts: dict[str, nn.Module] = {}
     if ours.layout is not None and not is_formed(ours.layout):
         parts["first"] = Rearrange(f"{ours.layout.raw} -> {ours.layout.form}", **_in_brackets(ours.layout))
@@ -311,6 +317,7 @@ class MatchStatistics(nn.Module):
     """
 
     def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+        check_type("MatchStatistics", "its input", pair, tuple, "the pair (feature, seen)")
         return channel_stats_align(*pair)
 
 
@@ -331,6 +338,10 @@ class MaskedMix(nn.Module):
 
     def __init__(self, bridge: nn.Module, *, keep: float = 0.5) -> None:
         super().__init__()
+        check_type("MaskedMix", "bridge", bridge, nn.Module, "a module that leads to the target's feature")
+        check_number("MaskedMix", "keep", keep, least=0)
+        if keep > 1:
+            raise ValueError(f"MaskedMix: keep is {keep}; give a probability from 0 to 1.")
         self.bridge, self.keep = bridge, keep
 
     def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:

@@ -20,6 +20,8 @@ from typing import NamedTuple
 from einops import rearrange
 from torch import Tensor
 
+from ._text import check_type
+
 Shape = tuple[int, ...]
 
 
@@ -130,7 +132,12 @@ def out_of_form(feature: Tensor, layout: Layout) -> Tensor:
 
 
 def _rearranged(feature: Tensor, before: str, after: str, layout: Layout) -> Tensor:
+    check_type("layout", "the feature", feature, Tensor, "a tensor")
     if before == after:
+        if feature.ndim != (3 if "(" in after else len(after.split())):
+            raise ValueError(
+                f"layout {layout.raw!r}: a feature {list(feature.shape)} does not have these axes."
+            )
         return feature
     axes = before.replace("(", "").replace(")", "").split()
     sizes = {name: size for name, size in layout.sizes.items() if name in axes and "(" in before}
@@ -138,7 +145,7 @@ def _rearranged(feature: Tensor, before: str, after: str, layout: Layout) -> Ten
         return rearrange(feature, f"{before} -> {after}", **sizes)
     except RuntimeError as error:  # of einops
         raise ValueError(
-            f"layout {layout.raw!r}: a feature {list(feature.shape)} does not have these axes ({error})."
+            f"layout {layout.raw!r}: a feature {list(feature.shape)} does not have these axes."
         ) from error
 
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ._table import listing, table
+from ._text import check_mapping, check_type, listing, table
 from ._tree import flatten, leaves, map_tensors, shape, tensors
 from .bridges import MultiBridge, bridge
 from .layouts import Layout, channels_last, grid, into_form, parse
@@ -31,6 +31,7 @@ from .stages import Buffers, Column, Params, Stage, frozen, stage
 from .transforms import joined, laid_out
 from .walking import Columns, walk
 
+T = TypeVar("T")
 _BY_RANK = {2: "b c", 4: "b c h w", 5: "b c d h w"}
 _IN_DOUBT = {3: "'b t c' (tokens) or 'b c t' (channels first)", 4: "'b h w c' or 'b c h w'"}
 
@@ -138,9 +139,8 @@ def link(
         paths = crossings(count, between, first=first) + bridged(count, between[:1], first=first)
     paths = listed("link", paths)
     _check_paths(paths, networks, count)
-    own = {expand(path): module for path, module in (bridges or {}).items()}
+    own, stated = _by_path("bridges", bridges, nn.Module), _by_path("layouts", layouts, str)
     planned = plan(paths)
-    stated = {expand(path): pattern for path, pattern in (layouts or {}).items()}
     read = _layouts(planned, networks, values, stated, own)
     for path, layout in read.items():
         values[path] = map_tensors(partial(into_form, layout=layout), values[path])
@@ -167,7 +167,17 @@ def link(
     )
 
 
+def _by_path(name: str, given: Mapping[str, T] | None, kind: type[T]) -> dict[str, T]:
+    """What the caller gives by path, checked, under the long form of each path."""
+    found = {} if given is None else given
+    check_mapping("link", name, found, f"a dict of {kind.__name__} by path")
+    for path, value in found.items():
+        check_type("link", f"{name}[{path!r}]", value, kind, f"a {kind.__name__}")
+    return {expand(path): value for path, value in found.items()}
+
+
 def _check_networks(networks: Mapping[str, Network], student: str, teacher: str) -> None:
+    check_mapping("link", "networks", networks, "a dict by letter: {'t': fcfd.split(teacher), ...}")
     for letter, network in networks.items():
         if not isinstance(network, Network):
             raise TypeError(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from math import inf, log2
 
+from ._text import check_type
 from .layouts import places
 
 Shape = tuple[int, ...]
@@ -35,6 +36,11 @@ def match(longer: Sequence[Shape], shorter: Sequence[Shape]) -> tuple[int, ...]:
         >>> match([(2, 197, 768)] * 12, [(2, 197, 384)] * 3)
         (3, 6, 10)
     """
+    for name, shapes in (("longer", longer), ("shorter", shorter)):
+        check_type("match", name, shapes, Sequence, "the shapes of a network's features")
+        for one in shapes:
+            if len(one) < 2 or min(one) < 1:
+                raise ValueError(f"match: {name} has {list(one)}, which is no shape of a feature.")
     n, m = len(longer), len(shorter)
     if m > n:
         raise ValueError(f"match: the longer network has {n} features, the shorter {m}; exchange them.")

@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from . import recipes
+from ._text import check_callable, check_mapping
 from ._tree import shape, tensors
 from .paths import pure
 from .stages import Buffers, Column, Params
-from .terms import Terms, scaled
+from .terms import Terms, check_terms, scaled
 from .walking import Aux, objective
 
 
@@ -171,7 +172,8 @@ def fcfd(
     weights = _by_name(terms, feature_weight, path_weight)
     terms = scaled(terms, weights | {"label": label_weight, "kl/student": kl_weight})
     if change is not None:
-        terms = dict(change(terms))
+        check_callable("fcfd", "change", change)
+        terms = check_terms("fcfd: change", change(terms))
     data = labels if isinstance(labels, Mapping) else {"Labels": labels}
     return objective(terms, stages, params, buffers, {"": images, **data})
 
@@ -182,6 +184,10 @@ def _by_name(terms: Terms, feature: float | Tensor, path: float | Tensor) -> dic
 
 
 def _check_images(function: str, images: Any) -> None:
+    if not tensors(images):
+        raise TypeError(
+            f"{function}: images is of type {type(images).__name__} and holds no tensor; give a batch."
+        )
     for leaf in tensors(images):
         if leaf.numel() == 0:
             raise ValueError(f"{function}: the batch {shape(leaf)} is empty.")
@@ -192,6 +198,7 @@ def _check_images(function: str, images: Any) -> None:
 
 
 def _depth(function: str, stages: Mapping[str, Column], student: str, teacher: str) -> int:
+    check_mapping(function, "stages", stages, "a dict of columns, as fcfd.link makes: *nets.columns")
     for letter in (student, teacher):
         if letter not in stages:
             raise ValueError(

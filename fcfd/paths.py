@@ -20,10 +20,11 @@ long form is the name of the value.
 This module imports no torch; it is only about names.
 """
 
-import operator
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
+
+from ._text import check_integer, check_type
 
 _MARKS = (">", "&")
 _DEEPEST = 10_000
@@ -175,7 +176,7 @@ def pure(network: str, depth: int) -> str:
     """
     if not (isinstance(network, str) and len(network) == 1 and "a" <= network <= "z"):
         raise ValueError(f"pure: a network is one letter a-z, not {network!r}.")
-    return network * depth
+    return network * check_integer("pure", "depth", depth, least=0)
 
 
 def path_of(column: str, at: int) -> str:
@@ -195,7 +196,10 @@ def counterpart(path: str) -> str:
         >>> counterpart("ss>t"), counterpart("sst"), counterpart("ttss")
         ('tt', 'ttt', 'ssss')
     """
-    return pure(expand(path)[-1:], depth(path))
+    path = expand(path)
+    if path == "":
+        raise ValueError("counterpart: the batch, '', is of no network.")
+    return pure(path[-1], depth(path))
 
 
 def is_bridged(path: str) -> bool:
@@ -260,7 +264,10 @@ def plan(paths: Iterable[str]) -> tuple[str, ...]:
         ('s', 'ss', 't', 'tt', 'ss&t')
     """
     ordered: dict[str, None] = {}
-    for path in listed("plan", tuple(dict.fromkeys(paths)) if not isinstance(paths, str) else paths):
+    if not isinstance(paths, str):
+        check_type("plan", "paths", paths, Iterable, "a tuple of paths")
+        paths = tuple(dict.fromkeys(paths))
+    for path in listed("plan", paths):
         _visit(path, ordered)
     return tuple(ordered)
 
@@ -321,24 +328,17 @@ def bridged(depth: int, directions: Sequence[str] = ("st",), *, first: int = 1) 
 
 
 def _pairs(function: str, depth: int, directions: Sequence[str], first: int) -> list[tuple[str, str]]:
-    for name, number in (("depth", depth), ("first", first)):
-        if _integer(function, name, number) < 1:
-            raise ValueError(f"{function}: {name} is {number}; at least one stage comes first.")
+    check_integer(function, "depth", depth, least=1)
+    check_integer(function, "first", first, least=1)
     if isinstance(directions, str):
         raise ValueError(f"{function}: directions is a string; give a tuple of pairs: ({directions!r},).")
+    check_type(function, "directions", directions, Iterable, "a tuple of pairs such as ('st', 'ts')")
     pairs = []
     for pair in directions:
         if not (isinstance(pair, str) and len(pair) == 2 and pair[0] != pair[1]):
             raise ValueError(f"{function}: direction {pair!r} is no pair of two networks such as 'st'.")
         pairs.append((pure(pair[0], 1), pure(pair[1], 1)))
     return pairs
-
-
-def _integer(function: str, name: str, number: int) -> int:
-    """An integer of any type that is one (numpy's too), but for a truth value."""
-    if isinstance(number, bool) or not hasattr(number, "__index__"):
-        raise TypeError(f"{function}: {name} is {number!r} of {type(number).__name__}; give an integer.")
-    return operator.index(number)
 
 
 def draw(candidates: Sequence[str], count: int, *, seed: int, step: int) -> tuple[str, ...]:
@@ -364,9 +364,8 @@ def draw(candidates: Sequence[str], count: int, *, seed: int, step: int) -> tupl
         True
     """
     candidates = listed("draw", candidates)
-    count, seed, step = (
-        _integer("draw", name, number) for name, number in (("count", count), ("seed", seed), ("step", step))
-    )
+    count = check_integer("draw", "count", count)
+    seed, step = check_integer("draw", "seed", seed), check_integer("draw", "step", step)
     if not 0 <= count <= len(candidates):
         raise ValueError(f"draw: cannot draw {count} of {len(candidates)} paths without replacement.")
     chosen = random.Random(f"{seed}:{step}").sample(range(len(candidates)), count)

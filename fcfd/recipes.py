@@ -10,12 +10,13 @@ from functools import partial
 
 from torch import Tensor
 
+from ._text import check_integer, check_mapping, check_number
 from .families.contrastive import info_nce
 from .families.features import pooled_squared_error, relative_squared_error, squared_error
 from .families.logits import cross_entropy, kl, ofa
 from .layouts import average
 from .paths import counterpart, crosses, depth as depth_of, is_bridged, listed, prefixes, pure
-from .terms import Term, Terms, multi_level
+from .terms import Term, Terms, check_terms, multi_level
 
 
 def kd(depth: int, *, student: str = "s", teacher: str = "t", temperature: float = 4.0) -> dict[str, Term]:
@@ -42,6 +43,7 @@ def kd(depth: int, *, student: str = "s", teacher: str = "t", temperature: float
         kl/student ss tt 1.0
     """
     _check_networks("kd", depth, student, teacher, least=1)
+    check_number("kd", "temperature", temperature, above=0)
     divergence = partial(kl, temperature=temperature)
     return {
         "label": Term(cross_entropy, pure(student, depth), "Labels"),
@@ -127,6 +129,7 @@ def function(
         >>> list(function(4, ("sttt", "ttss")))
         ['feature/st', 'feature/stt', 'pooled/stt', 'kl/sttt', 'kl/ttss']
     """
+    check_number("function", "temperature", temperature, above=0)
     divergence = partial(kl, temperature=temperature)
     terms: dict[str, Term] = {}
     for path in _crossed("function", paths, depth):
@@ -180,6 +183,7 @@ def fcfd(
         Liu, Kan, Shan, Chen: Function-Consistent Feature Distillation, ICLR 2023, arXiv 2304.11832.
         Checked against the authors' code by value and gradient.
     """
+    _check_networks("fcfd", depth, student, teacher, least=1)
     paths, bridged = _crossed("fcfd", paths, depth), _bridged("fcfd", bridged, depth)
     return (
         kd(depth, student=student, teacher=teacher, temperature=temperature)
@@ -287,6 +291,8 @@ def fula(path: str, *, weights: Iterable[float] | None = None) -> dict[str, Term
     if not values:
         raise ValueError(f"fula: path {path!r} stays in one network; a stitch leads into another.")
     weights = [1 / len(values)] * len(values) if weights is None else list(weights)
+    for weight in weights:
+        check_number("fula", "a weight", weight)
     if len(weights) != len(values):
         raise ValueError(
             f"fula: {len(weights)} weights for the {len(values)} values {values}; give one each."
@@ -347,7 +353,9 @@ def hybrid_assistant(
         here; no parity is claimed. Leaving out assistant ≺ teacher is known to break the method.
     """
     _check_networks("hybrid_assistant", depth, student, teacher, least=3)
-    at = depth - 2 if at is None else at
+    check_number("hybrid_assistant", "gamma", gamma, above=0)
+    check_number("hybrid_assistant", "temperature", temperature, above=0)
+    at = depth - 2 if at is None else check_integer("hybrid_assistant", "at", at)
     if not 1 <= at <= depth - 2:
         raise ValueError(f"hybrid_assistant: at is {at}; of {depth} stages the student has 1 to {depth - 2}.")
     own, target, assistant = pure(student, depth), pure(teacher, depth), student * at + teacher * (depth - at)
@@ -392,11 +400,12 @@ def multi_teacher(recipes: Mapping[str, Terms]) -> dict[str, Term]:
         >>> list(multi_teacher({"a": a, "b": b}))
         ['label', 'a/kl/student', 'a/feature/s>a', 'b/kl/student', 'b/kl/bss']
     """
+    check_mapping("multi_teacher", "recipes", recipes, "a dict of recipes by the teacher's letter")
     if not recipes:
         raise ValueError("multi_teacher: there is no recipe; give one for each teacher by its letter.")
     terms: dict[str, Term] = {}
     for teacher, own in recipes.items():
-        for name, term in own.items():
+        for name, term in check_terms("multi_teacher", own).items():
             if name != "label":
                 terms[f"{teacher}/{name}"] = term
             elif "label" not in terms:
@@ -405,8 +414,10 @@ def multi_teacher(recipes: Mapping[str, Terms]) -> dict[str, Term]:
 
 
 def _check_networks(function: str, depth: int, student: str, teacher: str, least: int = 2) -> None:
-    if depth < least:
-        raise ValueError(f"{function}: depth is {depth}; networks of at least {least} stages are needed.")
+    check_integer(function, "depth", depth, least=least)
+    for name, letter in (("student", student), ("teacher", teacher)):
+        if not (isinstance(letter, str) and len(letter) == 1 and "a" <= letter <= "z"):
+            raise ValueError(f"{function}: {name} is {letter!r}; a network is one letter a-z.")
     if student == teacher:
         raise ValueError(f"{function}: student and teacher are both {student!r}; no network teaches itself.")
 
@@ -414,6 +425,8 @@ def _check_networks(function: str, depth: int, student: str, teacher: str, least
 def _bridged(function: str, paths: Iterable[str], depth: int | None = None) -> tuple[str, ...]:
     """Paths that end in a bridge, checked."""
     found = listed(function, paths)
+    if depth is not None:
+        check_integer(function, "depth", depth, least=1)
     for path in found:
         if not is_bridged(path):
             raise ValueError(
@@ -430,6 +443,7 @@ def _bridged(function: str, paths: Iterable[str], depth: int | None = None) -> t
 def _crossed(function: str, paths: Iterable[str], depth: int) -> tuple[str, ...]:
     """Paths to the logits that cross, checked."""
     found = listed(function, paths)
+    check_integer(function, "depth", depth, least=1)
     for path in found:
         if depth_of(path) != depth or is_bridged(path):
             raise ValueError(

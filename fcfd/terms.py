@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from ._text import check_callable, check_mapping, check_number, check_type
 from ._tree import flatten
 from .paths import expand
 
@@ -55,17 +56,19 @@ def scaled(terms: Terms, weights: float | Tensor | Mapping[str, float | Tensor])
         >>> [(name, term.weight) for name, term in scaled(terms, {"kl": 0.5}).items()]
         [('label', 1.0), ('kl/student', 0.5), ('hint/s>t', 100.0)]
     """
+    changed = check_terms("scaled", terms)
     if not isinstance(weights, Mapping):
-        return {name: _weighted(term, weights) for name, term in terms.items()}
-    changed = dict(terms)
+        check_number("scaled", "weights", weights)
+        return {name: _weighted(term, weights) for name, term in changed.items()}
     for kind, weight in weights.items():
+        check_number("scaled", f"weights[{kind!r}]", weight)
         for name in _of_kind("scaled", terms, kind):
             changed[name] = _weighted(changed[name], weight)
     return changed
 
 
 def _weighted(term: Term, factor: float | Tensor) -> Term:
-    if not isinstance(factor, Tensor) and factor == 0:
+    if _is_zero(factor):
         return term._replace(weight=0.0)
     plain_one = not isinstance(term.weight, Tensor) and term.weight == 1
     return term._replace(weight=factor if plain_one else factor * term.weight)
@@ -87,11 +90,24 @@ def replaced(terms: Terms, losses: Mapping[str, Loss]) -> dict[str, Term]:
         >>> terms["kl/student"].loss is losses.kd_bce
         True
     """
-    changed = dict(terms)
+    changed = check_terms("replaced", terms)
+    check_mapping("replaced", "losses", losses, "a dict of losses by kind: {'kl': loss}")
     for kind, loss in losses.items():
+        check_callable("replaced", f"losses[{kind!r}]", loss)
         for name in _of_kind("replaced", terms, kind):
             changed[name] = changed[name]._replace(loss=loss)
     return changed
+
+
+def check_terms(function: str, terms: Any) -> dict[str, Term]:
+    """Terms as a dict of their own, or a TypeError that says what is none."""
+    check_mapping(function, "terms", terms, "a recipe: {name: Term}")
+    for name, term in terms.items():
+        check_type(function, f"terms[{name!r}]", term, Term, "a Term")
+        check_callable(function, f"the loss of term {name!r}", term.loss)
+        for paths in (term.prediction, term.target):
+            check_type(function, f"a path of term {name!r}", paths, (str, tuple), "a string or a tuple")
+    return dict(terms)
 
 
 def _of_kind(function: str, terms: Terms, kind: str) -> list[str]:
@@ -111,7 +127,13 @@ def present(terms: Terms) -> dict[str, Term]:
         >>> list(present(scaled(recipes.kd(2), {"kl": 0.0})))
         ['label']
     """
-    return {name: term for name, term in terms.items() if isinstance(term.weight, Tensor) or term.weight != 0}
+    found = check_terms("terms", terms)
+    return {name: found[name] for name in found if not _is_zero(found[name].weight)}
+
+
+def _is_zero(weight: float | Tensor) -> bool:
+    """Whether a weight is the number 0. A tensor is not read: the host would wait for it."""
+    return not isinstance(weight, Tensor) and weight == 0
 
 
 # From losses to losses
@@ -133,6 +155,7 @@ def multi_level(loss: Loss) -> Loss:
         >>> loss([torch.ones(1), torch.ones(2)], [torch.ones(1), torch.zeros(2)])
         tensor(0.5000)
     """
+    check_callable("multi_level", "loss", loss)
     return partial(_multi_level, loss)
 
 
@@ -145,6 +168,8 @@ def _multi_level(loss: Loss, prediction: Any, target: Any) -> Tensor:
             f"multi_level: the prediction holds {len(ours)} tensors as {type(prediction).__name__}, the "
             f"target {len(theirs)} as {type(target).__name__}. Bridge to the target's form."
         )
+    if not ours:
+        raise ValueError("multi_level: prediction and target hold no tensor.")
     return torch.stack([loss(own, other).mean() for own, other in zip(ours, theirs, strict=True)]).mean()
 
 
@@ -165,6 +190,7 @@ def entry(key: str | int, loss: Loss) -> Loss:
         >>> loss({"start": torch.ones(1), "end": torch.ones(1)}, {"start": torch.zeros(1), "end": None})
         tensor(1.)
     """
+    check_callable("entry", "loss", loss)
     return partial(_entry, key, loss)
 
 
@@ -208,8 +234,10 @@ def reads(terms: Iterable[Term]) -> tuple[str, ...]:
         >>> reads([Term(cross_entropy, "ss", "Labels"), Term(kl, "ss", "tt")])
         ('ss', 'tt')
     """
+    check_type("reads", "terms", terms, Iterable, "terms, as those of a recipe: recipe.values()")
     read: dict[str, None] = {}
     for term in terms:
+        check_type("reads", "a term", term, Term, "terms, as those of a recipe: recipe.values()")
         for name in (*path_names(term.prediction), *path_names(term.target)):
             if not is_batch_data(name):
                 read[name] = None

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._table import table
+from ._text import check_mapping, check_number, check_type, table
 from ._tree import detach, shapes
 from .paths import crosses, expand, plan as plan_of, step
 from .stages import Buffers, Column, Params, Stage
@@ -111,6 +111,10 @@ def walk(
     """
     if isinstance(plan, str):
         raise TypeError(f"walk: plan is the string {plan!r}; give fcfd.plan(({plan!r},)).")
+    check_type("walk", "plan", plan, Iterable, "the paths that fcfd.plan returns")
+    for name, columns in (("stages", stages), ("params", params), ("buffers", buffers)):
+        check_mapping("walk", name, columns, "a dict by column: {'s': ..., 't': ...}")
+    check_mapping("walk", "values", values, "what is known, by path: {'': batch}")
     values, written = {expand(path): value for path, value in values.items()}, {}
     for path in map(expand, plan):
         if path not in values:
@@ -130,6 +134,7 @@ def _run(
     for kind, dicts in (("params", params), ("buffers", buffers)):
         if column not in dicts:
             raise ValueError(f"walk: path {path!r} needs {kind}[{column!r}], which is missing.")
+        check_mapping("walk", f"{kind}[{column!r}]", dicts[column], "a flat dict of tensors by name")
     batch = _batch(path, values, stages)
     inputs = tuple([values[source] if source else batch for source in _known(path, sources, values)])
     state = {**buffers[column], **batch} if isinstance(batch, Mapping) else buffers[column]
@@ -194,6 +199,7 @@ def _stage(path: str, stages: Mapping[str, Column], column: str, at: int) -> Sta
         raise ValueError(
             f"walk: path {path!r} needs {kind} {column!r}; there are {', '.join(map(repr, stages))}."
         )
+    check_type("walk", f"stages[{column!r}]", stages[column], (tuple, list), "a tuple of stages")
     if at >= len(stages[column]):
         raise ValueError(
             f"walk: path {path!r} needs entry {at} of column {column!r}, which ends at entry "
@@ -221,9 +227,13 @@ def merge_buffers(
         >>> merge_buffers(before, {"s": {"n": torch.tensor(1)}, "s>t": {}, "ts": {"n": torch.tensor(9)}})
         {'s': {'n': tensor(1)}, 's>t': {}}
     """
+    check_mapping("merge_buffers", "buffers", buffers, "a dict by column")
+    check_mapping("merge_buffers", "written", written, "what fcfd.walk returned as written")
     merged = {column: dict(own) for column, own in buffers.items()}
     for path, own in written.items():
         sources, column, _ = step(path)
+        if column not in merged:
+            raise ValueError(f"merge_buffers: path {path!r} wrote to {column!r}, which buffers lacks.")
         if not crosses(sources[0]):
             merged[column].update(own)
     return merged
@@ -248,6 +258,7 @@ def evaluate(terms: Terms, values: Mapping[str, Any]) -> dict[str, Tensor]:
         >>> evaluate({"label": Term(cross_entropy, "s", "Labels")}, values)
         {'label': tensor(0.6931)}
     """
+    check_mapping("evaluate", "values", values, "what a walk returned, by path")
     return {name: _part(name, term, values) for name, term in present(terms).items()}
 
 
@@ -301,18 +312,10 @@ def weighted_sum(terms: Terms, parts: Mapping[str, Tensor]) -> Tensor:
     if not counted:
         raise ValueError("weighted_sum: there is no term to add up.")
     for name, term in counted.items():
-        _check_weight(name, term.weight)
+        check_number("weighted_sum", f"the weight of term {name!r}", term.weight)
+        if not isinstance(parts.get(name), Tensor) or parts[name].ndim > 0:
+            raise ValueError(f"weighted_sum: parts[{name!r}] must be a scalar, as fcfd.evaluate returns it.")
     return torch.stack([term.weight * parts[name] for name, term in counted.items()]).sum()
-
-
-def _check_weight(name: str, weight: float | Tensor) -> None:
-    if isinstance(weight, Tensor):
-        if weight.ndim > 0:
-            raise ValueError(
-                f"weighted_sum: term {name!r} has a weight of shape {shapes(weight)}; give one number."
-            )
-    elif weight - weight != 0:  # nan and infinite alone differ from themselves
-        raise ValueError(f"weighted_sum: term {name!r} has the weight {weight!r}; give a finite number.")
 
 
 def objective(

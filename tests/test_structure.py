@@ -14,7 +14,8 @@ from fcfd import losses
 PACKAGE = Path(fcfd.__file__).parent
 
 LAYERS = (
-    ("_tree", "_table", "layouts", "paths", "schedules"),
+    ("_text",),
+    ("_tree", "layouts", "paths", "schedules"),
     ("families._numerics",),
     ("families._checks",),
     (

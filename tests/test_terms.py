@@ -50,23 +50,25 @@ def test_losses_are_replaced_by_kind():
     torch.testing.assert_close(parts["label"], F.cross_entropy(values["ss"], values["Labels"]))
 
 
-@pytest.mark.parametrize("change", [fcfd.scaled, fcfd.replaced])
-def test_a_kind_that_no_term_has_is_refused(change):
+@pytest.mark.parametrize(("change", "value"), [(fcfd.scaled, 2.0), (fcfd.replaced, losses.kl)])
+def test_a_kind_that_no_term_has_is_refused(change, value):
     with pytest.raises(ValueError, match=r"no term is of the kind 'hint'; there are label, kl/student"):
-        change(recipes.kd(2), {"hint": 2.0})
+        change(recipes.kd(2), {"hint": value})
 
 
 @pytest.mark.parametrize(
     ("weight", "text"),
     [
-        (torch.ones(2), r"a weight of shape \[2\]"),
-        (float("nan"), "the weight nan"),
-        (float("inf"), "the weight inf"),
+        (torch.ones(2), r"has the shape \[2\]; give one number"),
+        (float("nan"), "is nan; give a finite number"),
+        (float("inf"), "is inf; give a finite number"),
+        ("2", "is '2' of type str; give a number"),
+        (None, "is None of type NoneType; give a number"),
     ],
 )
 def test_a_weight_is_one_finite_number(weight, text):
     terms = {"a": fcfd.Term(losses.kl, "s", "t", weight)}
-    with pytest.raises(ValueError, match=rf"weighted_sum: term 'a' has {text}"):
+    with pytest.raises((ValueError, TypeError), match=rf"weighted_sum: the weight of term 'a' {text}"):
         fcfd.weighted_sum(terms, {"a": torch.tensor(1.0)})
 
 
