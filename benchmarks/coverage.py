@@ -204,7 +204,7 @@ def _trouble(row: Mapping[str, Any]) -> str:
 def page(text: str, rows: Iterable[Mapping[str, Any]]) -> str:
     """A page with its part between `<!-- coverage -->` and `<!-- end -->` written from results."""
     rows = list(rows)
-    columns = ["library", "models", "split", *CHECKS[:3], "a step with a ResNet", "seconds to split"]
+    columns = ["library", "models", "split", *CHECKS[:3], "FCFD step", "seconds"]
     lines = [" | ".join(columns), " | ".join(["---"] * len(columns))]
     for library in LIBRARIES:
         own = [row for row in rows if row["model"].startswith(f"{library}/")]
