@@ -24,6 +24,7 @@ LAYERS = (
         "families.relations",
         "families.contrastive",
         "families.detection",
+        "families.positions",
     ),
     ("terms",),
     ("stages", "bridges"),
