@@ -24,6 +24,8 @@ from .families.features import (
     vid as vid,
 )
 from .families.logits import (
+    binary_cross_entropy as binary_cross_entropy,
+    binary_kl as binary_kl,
     cross_entropy as cross_entropy,
     dist as dist,
     dkd as dkd,
@@ -54,6 +56,12 @@ from .families.maps import (
     pkd as pkd,
     wavelet_compress as wavelet_compress,
     wkd_feature as wkd_feature,
+)
+from .families.positions import (
+    dense as dense,
+    ignoring as ignoring,
+    masked as masked,
+    next_token as next_token,
 )
 from .families.relations import (
     cc_adjacent as cc_adjacent,

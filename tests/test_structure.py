@@ -26,6 +26,7 @@ LAYERS = (
         "families.relations",
         "families.contrastive",
         "families.detection",
+        "families.positions",
     ),
     ("terms",),
     ("stages", "bridges"),

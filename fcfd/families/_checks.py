@@ -2,7 +2,7 @@
 
 A wrong kind of thing (a list, integers where numbers are meant) is a `TypeError`. A wrong shape, device or
 number is a `ValueError`. Both name the function and the argument. The values of tensors are never read:
-that would make the host wait for the device.
+the host would have to wait for the device.
 """
 
 from math import inf
@@ -15,13 +15,14 @@ from torch import Tensor
 from .._tree import shape
 from ._numerics import lifted
 
-_ONE_SPACE = "Give both networks the same classes, or select the shared ones before the loss."
+_CLASSES = "Give both networks the same classes, or select the shared ones before the loss."
 
-# Tensors
+
+# Tensors, by family: checked, and in one floating type
 
 
 def floats(function: str, layout: str, /, **tensors: Tensor) -> list[Tensor]:
-    """The tensors in one floating type, once they are floating, on one device and of the layout.
+    """The tensors in one type, once they are floating-point, of the layout and on one device.
 
     ``...`` in a layout stands for any number of axes: ``"..., classes"``, ``"batch, ..."``.
     """
@@ -32,8 +33,8 @@ def floats(function: str, layout: str, /, **tensors: Tensor) -> list[Tensor]:
                 f"{function}: {name} {shape(tensor)} of {tensor.dtype} must hold floating-point numbers. "
                 "Convert it first, as by `.float()`."
             )
-    check_one_device(function, **tensors)
     check_layout(function, layout, **tensors)
+    check_one_device(function, **tensors)
     return lifted(*tensors.values())
 
 
@@ -60,9 +61,19 @@ def class_logits(function: str, /, **logits: Tensor) -> Tensor:
 
 def logit_pair(function: str, prediction: Tensor, target: Tensor) -> list[Tensor]:
     """The logits of both networks, checked for a softmax."""
-    pair = alike(function, "..., classes", _ONE_SPACE, prediction=prediction, target=target)
+    pair = alike(function, "..., classes", _CLASSES, prediction=prediction, target=target)
     check_classes(function, prediction=prediction)
     return pair
+
+
+def binary_logits(function: str, /, **logits: Tensor) -> list[Tensor]:
+    """Logits of one shape, each read by a sigmoid."""
+    pair = alike(function, "..., classes", _CLASSES, **logits)
+    check_positions(function, **logits)
+    return pair
+
+
+# One property at a time
 
 
 def check_tensor(function: str, name: str, value: object) -> None:
@@ -77,9 +88,10 @@ def check_tensor(function: str, name: str, value: object) -> None:
 def check_one_device(function: str, /, **tensors: Tensor) -> None:
     """Raise unless all tensors lie on one device."""
     first, *others = tensors.values()
-    if any(other.device != first.device for other in others):
-        found = " and ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
-        raise ValueError(f"{function}: {found} must be on the same device.")
+    for other in others:
+        if other.device != first.device:
+            found = " and ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
+            raise ValueError(f"{function}: {found} must be on the same device.")
 
 
 def check_layout(function: str, layout: str, /, **tensors: Tensor) -> None:
@@ -98,18 +110,23 @@ def check_layout(function: str, layout: str, /, **tensors: Tensor) -> None:
 def check_same_shape(function: str, hint: str, /, **tensors: Tensor) -> None:
     """Raise unless all tensors have one shape; the hint says what to do about it."""
     first, *others = tensors.values()
-    if any(other.shape != first.shape for other in others):
-        found = " and ".join(f"{name} {shape(tensor)}" for name, tensor in tensors.items())
-        raise ValueError(f"{function}: {found} must have the same shape. {hint}")
+    for other in others:
+        if other.shape != first.shape:
+            raise ValueError(f"{function}: {named_shapes(tensors)} must have the same shape. {hint}")
 
 
 def check_same_axes(function: str, layout: str, hint: str, /, **tensors: Tensor) -> None:
     """Raise unless all tensors agree in their first axes, which the layout names: ``"batch, channels"``."""
     axes = layout.count(",") + 1
     first, *others = tensors.values()
-    if any(other.shape[:axes] != first.shape[:axes] for other in others):
-        found = " and ".join(f"{name} {shape(tensor)}" for name, tensor in tensors.items())
-        raise ValueError(f"{function}: {found} must agree in [{layout}]. {hint}")
+    for other in others:
+        if other.shape[:axes] != first.shape[:axes]:
+            raise ValueError(f"{function}: {named_shapes(tensors)} must agree in [{layout}]. {hint}")
+
+
+def named_shapes(tensors: dict[str, Tensor]) -> str:
+    """``prediction [4, 10] and target [4, 7]``, for an error."""
+    return " and ".join(f"{name} {shape(tensor)}" for name, tensor in tensors.items())
 
 
 def check_classes(function: str, /, **logits: Tensor) -> None:
@@ -135,7 +152,21 @@ def check_positions(function: str, /, **tensors: Tensor) -> None:
             )
 
 
-# Labels
+# Integers
+
+
+def class_column(function: str, labels: Tensor, logits: Tensor) -> Tensor:
+    """Integer classes, one for each example of the logits, as a column `[..., 1]` that selects them."""
+    check_tensor(function, "labels", labels)
+    integers = is_integer(labels)
+    if not integers or labels.shape != logits.shape[:-1]:
+        error = ValueError if integers else TypeError
+        raise error(
+            f"{function}: labels {shape(labels)} of {labels.dtype} must be integer classes of shape "
+            f"{list(logits.shape[:-1])}, one for each example of the logits {shape(logits)}."
+        )
+    check_one_device(function, logits=logits, labels=labels)
+    return labels.long().unsqueeze(-1)
 
 
 def are_probabilities(function: str, labels: Tensor, logits: Tensor) -> bool:
@@ -153,35 +184,41 @@ def are_probabilities(function: str, labels: Tensor, logits: Tensor) -> bool:
     return True
 
 
-def class_column(function: str, labels: Tensor, logits: Tensor) -> Tensor:
-    """Integer classes, one for each example of the logits, as a column `[..., 1]` that selects them."""
-    check_tensor(function, "labels", labels)
-    kinds = labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool
-    if kinds or labels.shape != logits.shape[:-1]:
-        error = TypeError if kinds else ValueError
-        raise error(
-            f"{function}: labels {shape(labels)} of {labels.dtype} must be integer classes of shape "
-            f"{list(logits.shape[:-1])}, one for each example of the logits {shape(logits)}."
-        )
-    check_one_device(function, logits=logits, labels=labels)
-    return labels.long().unsqueeze(-1)
-
-
 def indices(function: str, layout: str, /, **index: Tensor) -> Tensor:
-    """Places in a bank: integers of the layout, as torch wants them."""
+    """Integers of the layout that point into something, as torch wants them."""
     ((name, tensor),) = index.items()
     check_tensor(function, name, tensor)
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+    if not is_integer(tensor):
         raise TypeError(f"{function}: {name} {shape(tensor)} of {tensor.dtype} must hold integers.")
     check_layout(function, layout, **index)
     return tensor.long()
 
 
+def is_integer(tensor: Tensor) -> bool:
+    """Whether a tensor holds integers; bool does not count."""
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
 # Hyper-parameters
 
 
+def per_example(function: str, temperature: float | Tensor, logits: Tensor) -> float | Tensor:
+    """A temperature that may differ by example, shaped to divide `[..., classes]`."""
+    if not isinstance(temperature, Tensor) or temperature.ndim == 0:
+        check_number(function, "temperature", temperature, above=0)
+        return temperature
+    if temperature.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"{function}: temperature {shape(temperature)} must be a number or have one value for each "
+            f"example, {list(logits.shape[:-1])}, of {shape(logits)}."
+        )
+    floats(function, "...", temperature=temperature)
+    check_one_device(function, logits=logits, temperature=temperature)
+    return temperature.unsqueeze(-1)
+
+
 def check_finite(function: str, /, **numbers: float | Tensor) -> None:
-    """Raise unless every value is a finite number."""
+    """Raise unless every value is a finite number, or a floating-point tensor of one number, unread."""
     for name, value in numbers.items():
         check_number(function, name, value)
 
@@ -189,28 +226,20 @@ def check_finite(function: str, /, **numbers: float | Tensor) -> None:
 def check_number(
     function: str,
     name: str,
-    value: Any,
+    value: float | Tensor,
     *,
     above: float = -inf,
     least: float = -inf,
     most: float = inf,
     below: float = inf,
 ) -> None:
-    """Raise unless a value is a finite number of the range, or a floating tensor of one number, unread."""
-    if isinstance(value, Tensor):
-        check_scalar(function, name, value)
-        return
-    check_plain(function, name, value, above=above, least=least, most=most, below=below)
-
-
-def check_scalar(function: str, name: str, value: Tensor) -> None:
-    """Raise unless a tensor holds one floating-point number."""
-    if value.ndim or not value.is_floating_point():
-        error = ValueError if value.ndim else TypeError
-        raise error(
-            f"{function}: {name} {shape(value)} of {value.dtype} must be a number, or a floating-point "
-            "tensor of shape []."
-        )
+    """Raise unless a value is a finite number in a range, or a tensor of one number, which is not read."""
+    if not isinstance(value, Tensor):
+        check_plain(function, name, value, above=above, least=least, most=most, below=below)
+    elif value.ndim:
+        raise ValueError(f"{function}: {name} {shape(value)} must be a number, or a tensor of one, [].")
+    elif not value.is_floating_point():
+        raise TypeError(f"{function}: {name} {shape(value)} of {value.dtype} must be floating-point.")
 
 
 def check_plain(
@@ -223,10 +252,10 @@ def check_plain(
     most: float = inf,
     below: float = inf,
 ) -> None:
-    """Raise unless a value is a finite number of the range that Python itself can read."""
+    """Raise unless a value is a finite number in a range that Python itself can read."""
     number = isinstance(value, (float, int, torch.SymFloat, torch.SymInt, Real))
     if not number or isinstance(value, bool):
-        raise TypeError(f"{function}: {name} {_text(value)} must be a number.")
+        raise TypeError(f"{function}: {name} {value!r} must be a number.")
     if not (above < value < below and least <= value <= most):
         bounds = {"above": above, "at least": least, "below": below, "at most": most}
         wanted = [f"{word} {bound:g}" for word, bound in bounds.items() if abs(bound) != inf]
@@ -237,29 +266,6 @@ def check_whole(function: str, name: str, value: Any, *, least: int) -> None:
     """Raise unless a value is a whole number of at least some size."""
     whole = isinstance(value, (int, torch.SymInt, Integral))
     if not whole or isinstance(value, bool):
-        raise TypeError(f"{function}: {name} {_text(value)} must be a whole number.")
+        raise TypeError(f"{function}: {name} {value!r} must be a whole number.")
     if value < least:
         raise ValueError(f"{function}: {name} {value} must be at least {least}.")
-
-
-def _text(value: object) -> str:
-    return shape(value) if isinstance(value, Tensor) else repr(value)
-
-
-def per_example(function: str, value: float | Tensor, logits: Tensor) -> float | Tensor:
-    """A temperature that may differ by example, shaped to divide `[..., classes]`."""
-    if not isinstance(value, Tensor):
-        check_plain(function, "temperature", value, above=0)
-        return value
-    if not value.ndim:
-        check_scalar(function, "temperature", value)
-        return value
-    if value.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"{function}: temperature {shape(value)} must be a number or have one value for each example, "
-            f"{list(logits.shape[:-1])}, of {shape(logits)}."
-        )
-    if not value.is_floating_point():
-        raise TypeError(f"{function}: temperature {shape(value)} of {value.dtype} must be floating-point.")
-    check_one_device(function, logits=logits, temperature=value)
-    return value.unsqueeze(-1)

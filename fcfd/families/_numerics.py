@@ -16,9 +16,11 @@ from torch.nn import functional as F
 
 def lifted(*tensors: Tensor) -> list[Tensor]:
     """The tensors in one type: float64 where one of them is, else float32. What fits is not copied."""
-    wide = any(tensor.dtype == torch.float64 for tensor in tensors)
-    dtype = torch.float64 if wide else torch.float32
-    return [tensor.to(dtype) for tensor in tensors]
+    dtype = torch.float32
+    for tensor in tensors:
+        if tensor.dtype == torch.float64:
+            dtype = torch.float64
+    return [tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in tensors]
 
 
 def exact(tensor: Tensor) -> AbstractContextManager[object]:

@@ -1,7 +1,7 @@
 """Losses between features of one shape, compared value by value; ``[batch, ...]`` unless stated."""
 
 from collections.abc import Callable
-from math import log, pi
+from math import log, nan, pi
 
 import torch
 from einops import reduce
@@ -251,8 +251,8 @@ def activation_boundary(prediction: Tensor, target: Tensor, *, margin: float = 1
     name = "activation_boundary"
     check_number(name, "margin", margin)
     student, teacher = _pair(name, prediction, target)
-    # Unlike a comparison, torch's step function keeps NaN.
-    side = 2 * torch.heaviside(teacher.detach(), teacher.new_zeros(())) - 1
+    side = 2 * (teacher > 0).to(student.dtype) - 1
+    side = torch.where(teacher.isnan(), nan, side)
     return sum_by_example(F.relu(margin - side * student).square())
 
 

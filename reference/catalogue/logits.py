@@ -18,6 +18,11 @@ def logits_and_labels(size: Size, generator: Generator, dtype: torch.dtype) -> d
     }
 
 
+def logits_and_multi_hot(size: Size, generator: Generator, dtype: torch.dtype) -> dict[str, Tensor]:
+    drawn = torch.rand(size.batch, size.width, generator=generator, device=generator.device)
+    return {"prediction": normal(generator, dtype, size.batch, size.width), "labels": drawn < 0.3}
+
+
 def with_class_cost(size: Size, generator: Generator, dtype: torch.dtype) -> dict[str, Tensor]:
     cost = torch.rand(size.width, size.width, generator=generator, dtype=dtype, device=generator.device)
     return {**logit_pair_and_labels(size, generator, dtype), "cost": cost}
@@ -29,6 +34,14 @@ ROWS: tuple[Row, ...] = (
         "learn the labels",
         "B·C",
         logits_and_labels,
+        output="...",
+        targets=(),
+    ),
+    Row(
+        logits.binary_cross_entropy,
+        "learn labels of which several may hold",
+        "B·C",
+        logits_and_multi_hot,
         output="...",
         targets=(),
     ),
@@ -64,6 +77,13 @@ ROWS: tuple[Row, ...] = (
         logit_pair,
         output="...",
         not_zero="a student's sigmoid meets a teacher's softmax",
+    ),
+    Row(
+        logits.binary_kl,
+        "match the teacher's probability of every class by itself",
+        "B·C",
+        logit_pair,
+        output="...",
     ),
     Row(
         logits.reverse_kl,
