@@ -9,7 +9,7 @@ other weights.
 
 import copy
 import threading
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -20,7 +20,7 @@ from torch.func import functional_call
 
 from ._tree import tensors as tensors_of
 
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_forward_hooks"}  # some models install hooks in forward
 _CONTAINERS = (dict, list, set)
 _LOCKS: WeakKeyDictionary[nn.Module, AbstractContextManager[Any]] = WeakKeyDictionary()
 
@@ -102,6 +102,20 @@ def plain(module: nn.Module) -> dict[str, Any]:
     """The attributes that not every module has; containers are copied."""
     own = {key: value for key, value in vars(module).items() if key not in _OF_EVERY_MODULE}
     return {key: copy.copy(value) if isinstance(value, _CONTAINERS) else value for key, value in own.items()}
+
+
+def differ(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether attributes hold another object, or a container of other items, than before."""
+    if before.keys() != after.keys():
+        return True
+    return any(_items(before[key]) != _items(after[key]) for key in before)
+
+
+def _items(value: Any) -> list[int]:
+    """What tells whether an attribute changed: which object it is, or which items a container has."""
+    if isinstance(value, dict):
+        return [id(item) for pair in value.items() for item in pair]
+    return [id(item) for item in value] if isinstance(value, list | set) else [id(value)]
 
 
 def skeleton(model: nn.Module) -> nn.Module:
@@ -192,9 +206,8 @@ def restore(kept: Iterable[Kept]) -> None:
             if key not in attributes and key not in _OF_EVERY_MODULE:
                 delattr(copied, key)
         for key, value in attributes.items():
-            container = isinstance(value, _CONTAINERS)
-            if container or torch.compiler.is_compiling() or vars(copied).get(key) is not value:
-                setattr(copied, key, copy.copy(value) if container else value)
+            if torch.compiler.is_compiling() or _items(value) != _items(vars(copied).get(key)):
+                setattr(copied, key, copy.copy(value) if isinstance(value, _CONTAINERS) else value)
 
 
 def _alone(module: nn.Module) -> AbstractContextManager[Any]:

@@ -14,6 +14,7 @@ PACKAGE = Path(fcfd.__file__).parent
 
 LAYERS = (
     ("_tree", "_layout", "paths", "schedules"),
+    ("_copies",),
     ("families._checks", "families._numerics"),
     (
         "families.logits",
@@ -26,8 +27,10 @@ LAYERS = (
     ),
     ("terms",),
     ("stages", "bridges"),
+    ("splitting.graph", "splitting.network", "transforms"),
     ("splitting.record",),
-    ("splitting.inject", "transforms"),
+    ("splitting.inject",),
+    ("splitting.boundaries",),
     ("splitting.verify",),
     ("splitting.cutting",),
     ("splitting", "matching"),

@@ -31,9 +31,9 @@ def cuts_of(recording: Recording) -> tuple[str, ...]:
 
 
 def _is_cut(record: Record, name: str) -> bool:
-    """Whether a module returns one feature, which is not the logits yet, and nothing leads around it."""
+    """Whether nothing leads around what a module returns, and it is not the logits yet."""
     found = features(record, (name,))
-    return len(found) == 1 and found[0] not in record.graph.results and not _fault(record, (name,))
+    return record.graph.results.isdisjoint(found) and not _fault(record, (name,))
 
 
 def _fault(record: Record, cut: Cut) -> str:

@@ -273,8 +273,6 @@ def make(
     rewritten = {name for record in recording for name in record.rewritten} - {*roles.ahead, *begin}
     for port in (*begins, *ahead):
         _replace(modules[port.name], port)
-    several = end if len(end) > 1 else ()  # whose outputs wait for each other
-    kept = tuple(Kept(modules[name], plain(modules[name])) for name in sorted({*rewritten, *several}))
     if begin:
         modules[_last(recording, begin)].register_forward_hook(
             partial(_awake, [pair.copied for pair in asleep])
@@ -283,6 +281,8 @@ def make(
     for port, module in stops:
         last = port.name == _last(recording, end)
         module.register_forward_hook(partial(_stop, stops) if last else partial(_keep, port))
+    several = end if len(end) > 1 else ()  # whose outputs wait for each other
+    kept = tuple(Kept(modules[name], plain(modules[name])) for name in sorted({*rewritten, *several}))
     modes = tuple(pairs[name] for name in sorted(roles.run))
     adopt(modes)  # here, so that a compiled stage does not find other flags in its second call
     return Piece(

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
-from .._copies import places, plain
+from .._copies import differ, places, plain
 from .._tree import TreeSpec, flatten, leaves, map_tensors, tensors
 from .graph import Graph, draw
 
@@ -291,17 +291,4 @@ def _buffers(module: nn.Module) -> dict[str, tuple[int, int]]:
 
 def _rewritten(model: nn.Module, before: Mapping[str, Mapping[str, Any]]) -> frozenset[str]:
     """The modules that have other attributes than before."""
-    return frozenset(name for name, module in model.named_modules() if _differ(before[name], plain(module)))
-
-
-def _differ(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Whether attributes hold another object, or a container of other items, than before."""
-    if before.keys() != after.keys():
-        return True
-    return any(_items(before[key]) != _items(after[key]) for key in before)
-
-
-def _items(value: Any) -> list[int]:
-    if isinstance(value, dict):
-        return [id(item) for pair in value.items() for item in pair]
-    return [id(item) for item in value] if isinstance(value, list | set) else [id(value)]
+    return frozenset(name for name, module in model.named_modules() if differ(before[name], plain(module)))
