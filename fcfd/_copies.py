@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ._tree import tensors as tensors_of
+from ._tree import TreeSpec, tensors as tensors_of
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_forward_hooks"}  # some models install hooks in forward
 _CONTAINERS = (dict, list, set)
@@ -66,10 +66,10 @@ def replica(model: nn.Module, convert: Callable[[Tensor], Tensor] = lambda tenso
         for tensor in tensors_of(list(vars(module).values())):
             if id(tensor) not in memo:
                 memo[id(tensor)] = convert(tensor)
-        for key, registry in vars(module).items():
-            if not key.endswith("_hooks"):
-                continue
-            for hook in registry.values():
+        for key, value in vars(module).items():
+            if isinstance(value, TreeSpec):  # constant; and torch warns where one is copied
+                memo[id(value)] = value
+            for hook in value.values() if key.endswith("_hooks") else ():
                 if not isinstance(getattr(hook, "__self__", None), nn.Module):
                     memo[id(hook)] = hook
     return copy.deepcopy(model, memo)
