@@ -38,6 +38,11 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
     return pytree.tree_map_only(Tensor, function, tree)
 
 
+def map_leaves(kinds: type | tuple[type, ...], function: Callable[[Any], Any], tree: Any) -> Any:
+    """The tree with `function(leaf)` in place of every leaf of some types."""
+    return pytree.tree_map_only(kinds, function, tree)
+
+
 def clone(tree: Any) -> Any:
     """The tree with a copy of every tensor, so that nothing in place reaches the original."""
     return map_tensors(Tensor.clone, tree)

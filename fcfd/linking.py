@@ -274,12 +274,17 @@ def _layouts(
             simple = path_of(column, at)
             for feature in (step(simple).reads[0], counterpart(simple)):
                 letter = feature[0]
-                pattern = stated.get(feature) or stated.get(letter) or networks[letter].layouts[at]
+                pattern = stated.get(feature) or stated.get(letter) or _seen(networks[letter], at)
                 if pattern is None and simple not in own:
                     pattern = _told(feature, values)
                 if pattern is not None:
                     found[feature] = parse(pattern)
     return found
+
+
+def _seen(network: Network, at: int) -> str | None:
+    """What the recording of the model tells of a stage's feature."""
+    return None
 
 
 def _told(path: str, values: Mapping[str, Any]) -> str | None:

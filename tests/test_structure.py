@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -16,6 +17,7 @@ PACKAGE = Path(fcfd.__file__).parent
 LAYERS = (
     ("_text",),
     ("_tree", "layouts", "paths", "schedules"),
+    ("_copies",),
     ("families._numerics",),
     ("families._checks",),
     (
@@ -30,8 +32,10 @@ LAYERS = (
     ),
     ("terms",),
     ("stages", "bridges"),
+    ("splitting.graph", "splitting.network", "transforms"),
     ("splitting.record",),
-    ("splitting.inject", "transforms"),
+    ("splitting.inject",),
+    ("splitting.boundaries",),
     ("splitting.verify",),
     ("splitting.cutting",),
     ("splitting", "matching"),
@@ -53,6 +57,7 @@ def _name(path: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
+@cache
 def _modules() -> dict[str, ast.Module]:
     """Every module by its name within the package; the root is the empty name."""
     return {_name(path): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
