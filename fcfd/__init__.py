@@ -20,7 +20,13 @@ from .paths import (
 )
 from .splitting import Network as Network, split as split
 from .stages import frozen as frozen, stage as stage, write_buffers_ as write_buffers_
-from .terms import Term as Term, reads as reads, replaced as replaced, scaled as scaled
+from .terms import (
+    Term as Term,
+    masked as masked,
+    reads as reads,
+    replaced as replaced,
+    scaled as scaled,
+)
 from .transforms import checkpointed as checkpointed, compiled as compiled, joined as joined
 from .walking import (
     Aux as Aux,

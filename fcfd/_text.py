@@ -1,6 +1,8 @@
 """What the library says: tables of records, and the texts of errors about arguments. No torch here."""
 
 from collections.abc import Mapping, Sequence
+from math import inf
+from numbers import Real
 from typing import Any
 
 _ROWS = 12
@@ -85,13 +87,14 @@ def check_number(
     function: str, name: str, value: Any, *, above: float | None = None, least: float | None = None
 ) -> None:
     """Raise unless a value is a finite number in a range. Tensors are not read: the host would wait."""
-    if hasattr(value, "ndim"):
+    is_number = isinstance(value, (int, float, Real)) and not isinstance(value, bool)
+    if not is_number:
+        if not hasattr(value, "ndim"):
+            raise TypeError(f"{function}: {name} is {value!r} of type {type(value).__name__}; give a number.")
         if value.ndim > 0:
             raise ValueError(f"{function}: {name} has the shape {list(value.shape)}; give one number.")
         return
-    if isinstance(value, bool) or not (hasattr(value, "__float__") or hasattr(value, "__index__")):
-        raise TypeError(f"{function}: {name} is {value!r} of type {type(value).__name__}; give a number.")
-    if value - value != 0:  # nan and infinite numbers alone
+    if not -inf < value < inf:
         raise ValueError(f"{function}: {name} is {value}; give a finite number.")
     if (above is not None and value <= above) or (least is not None and value < least):
         bound = f"above {above}" if above is not None else f"of at least {least}"

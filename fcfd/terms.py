@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ._text import check_callable, check_mapping, check_number, check_type
 from ._tree import flatten
+from .families.positions import masked as masked_loss
 from .paths import expand
 
 Loss: TypeAlias = Callable[..., Tensor]
@@ -97,6 +98,48 @@ def replaced(terms: Terms, losses: Mapping[str, Loss]) -> dict[str, Term]:
         for name in _of_kind("replaced", terms, kind):
             changed[name] = changed[name]._replace(loss=loss)
     return changed
+
+
+def masked(terms: Terms, masks: Mapping[str, str]) -> dict[str, Term]:
+    """The same terms over the positions that a mask keeps: padding counts nothing.
+
+    ```
+    feature, kl, …:  Σ_i mask_i · loss(prediction_i, target_i) / Σ_i mask_i,    i over batch and positions
+    pooled:          loss of the means over the positions that the mask keeps
+    ```
+
+    Args:
+        terms: A recipe: `{name: Term}`.
+        masks: The name of the mask `[batch, positions]` by kind, data of the batch: `{"feature": "Mask"}`.
+            Pass it to `fcfd.losses.fcfd` as `labels={"Labels": labels, "Mask": mask}`.
+
+    Raises:
+        ValueError: No term is of a kind, or a mask's name does not begin with a capital.
+
+    Example:
+        >>> from fcfd import recipes
+        >>> terms = masked(recipes.appearance(3, ("s>t",)), {"feature": "Mask"})
+        >>> terms["feature/s>t"].target
+        ('t', 'Mask')
+    """
+    changed = check_terms("masked", terms)
+    check_mapping("masked", "masks", masks, "a dict of names by kind: {'feature': 'Mask'}")
+    for kind, mask in masks.items():
+        if not (isinstance(mask, str) and is_batch_data(mask)):
+            raise ValueError(f"masked: masks[{kind!r}] is {mask!r}; a name of data begins with a capital.")
+        for name in _of_kind("masked", terms, kind):
+            term = changed[name]
+            pooled = "pooled" in name.split("/")
+            loss = partial(_pooled_by, term.loss) if pooled else masked_loss(term.loss)
+            changed[name] = term._replace(loss=loss, target=(*path_names(term.target), mask))
+    return changed
+
+
+def _pooled_by(loss: Loss, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """A loss of means over places: what the mask leaves out is 0, and the rest weighs as much more."""
+    kept = mask.bool().unsqueeze(-1)
+    share = mask.shape[1] / mask.bool().sum(1).clamp(min=1).view(-1, 1, 1)
+    return loss(*(torch.where(kept, feature, 0.0) * share for feature in (prediction, target)))
 
 
 def check_terms(function: str, terms: Any) -> dict[str, Term]:

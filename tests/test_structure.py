@@ -47,8 +47,8 @@ LAYERS = (
 
 SURFACE = """
     Aux Columns Linked Network Term bridge bridged checkpointed compiled counterpart crosses crossings depth
-    draw evaluate expand frozen is_bridged joined link losses match merge_buffers objective plan prefixes pure
-    reads recipes replaced scaled schedules split stage step walk weighted_sum write_buffers_
+    draw evaluate expand frozen is_bridged joined link losses masked match merge_buffers objective plan
+    prefixes pure reads recipes replaced scaled schedules split stage step walk weighted_sum write_buffers_
 """
 
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 import fcfd
 from fcfd import losses, recipes
-from fcfd.terms import entry, multi_level, path_names, present
+from fcfd.terms import entry, masked, multi_level, path_names, present
 
 
 def test_weights_change_for_all_or_by_kind_and_multiply():
@@ -112,3 +112,38 @@ def test_a_pyramid_is_the_mean_of_its_levels():
     assert multi_level(F.mse_loss)(ours, theirs) == 1.0
     with pytest.raises(ValueError, match="multi_level: the prediction holds 2 tensors as list, the target 1"):
         multi_level(F.mse_loss)(ours, {"a": torch.ones(1)})
+
+
+def _tokens(length: int = 5) -> tuple[dict, torch.Tensor]:
+    torch.manual_seed(0)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]])
+    paths = ("s>t", "t", "ss>t", "tt")
+    return {path: torch.randn(2, length, 3, requires_grad="s" in path) for path in paths}, mask
+
+
+def test_padding_counts_nothing():
+    """Every term is that of the tokens alone, whatever stands in the padding, and it gets no gradient."""
+    terms = masked(recipes.appearance(3, ("s>t", "ss>t")), {"feature": "Mask", "pooled": "Mask"})
+    values, mask = _tokens()
+    parts = fcfd.evaluate(terms, values | {"Mask": mask})
+    kept = mask.bool()
+    difference = values["s>t"][kept] - values["t"][kept]
+    torch.testing.assert_close(parts["feature/s>t"], difference.square().mean())
+    means = [
+        torch.stack([values[path][row, kept[row]].relu().mean(0) for row in range(2)])
+        for path in ("ss>t", "tt")
+    ]
+    torch.testing.assert_close(parts["pooled/ss>t"], (means[0] - means[1]).square().mean())
+    sum(parts.values()).backward()
+    assert not values["s>t"].grad[~kept].any()
+    assert not values["ss>t"].grad[~kept].any()
+    for filler in (7.0, float("nan")):
+        other = {path: torch.where(kept.unsqueeze(-1), value, filler) for path, value in values.items()}
+        torch.testing.assert_close(fcfd.evaluate(terms, other | {"Mask": mask}), parts)
+
+
+def test_a_mask_is_data_of_the_batch():
+    with pytest.raises(ValueError, match=r"masks\['kl'\] is 'mask'; a name of data begins with a capital"):
+        masked(recipes.kd(2), {"kl": "mask"})
+    with pytest.raises(ValueError, match="masked: no term is of the kind 'feature'"):
+        masked(recipes.kd(2), {"feature": "Mask"})
