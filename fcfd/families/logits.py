@@ -37,6 +37,7 @@ from ._numerics import (
     exact,
     label_errors,
     lifted,
+    mean_of_classes,
     scaled,
 )
 
@@ -69,7 +70,7 @@ def cross_entropy(prediction: Tensor, labels: Tensor) -> Tensor:
     name = "cross_entropy"
     logits = class_logits(name, prediction=prediction)
     if not are_probabilities(name, labels, prediction):
-        return label_errors(logits, class_column(name, labels, prediction))
+        return label_errors(logits, class_column(name, labels, prediction=prediction))
     logits, soft = lifted(prediction, _distributions(labels))
     log_probability = F.log_softmax(logits, dim=-1)
     nothing = (soft == 0) & (log_probability == -inf)
@@ -113,7 +114,7 @@ def binary_cross_entropy(prediction: Tensor, labels: Tensor) -> Tensor:
     wanted = labels if labels.is_floating_point() else labels.to(logits.dtype)
     logits, wanted = lifted(logits, wanted)
     outside = (wanted < 0) | (wanted > 1)
-    return torch.where(outside, nan, binary_errors(logits, wanted)).mean(-1)
+    return mean_of_classes(torch.where(outside, nan, binary_errors(logits, wanted)), logits)
 
 
 def tf_nkd(prediction: Tensor, labels: Tensor) -> Tensor:
@@ -145,15 +146,15 @@ def tf_nkd(prediction: Tensor, labels: Tensor) -> Tensor:
         against the distiller of yzd-v/cls_KD. No deviation.
     """
     name = "tf_nkd"
-    check_layout(name, "batch, classes", prediction=prediction)
     logits = class_logits(name, prediction=prediction)
+    check_layout(name, "batch, classes", prediction=prediction)
     if are_probabilities(name, labels, prediction):
         logits, soft = lifted(prediction, _distributions(labels))
         # Stable, so that among classes without mass the same one is taken on every device.
         heaviest, order = soft.sort(dim=-1, descending=True, stable=True)
         mass, classes = heaviest[:, :2], order[:, :2]
     else:
-        classes = class_column(name, labels, prediction)
+        classes = class_column(name, labels, prediction=prediction)
         mass = torch.ones_like(classes, dtype=logits.dtype)
     log_confidence = F.log_softmax(logits, dim=-1).gather(-1, classes)
     confidence = log_confidence.exp()
@@ -253,7 +254,7 @@ def kd_bce(prediction: Tensor, target: Tensor) -> Tensor:
         Checked against Hao840/vanillaKD `BinaryKLDiv`. No deviation.
     """
     student, teacher = logit_pair("kd_bce", prediction, target)
-    return binary_errors(student, F.softmax(teacher, dim=-1)).mean(-1)
+    return mean_of_classes(binary_errors(student, F.softmax(teacher, dim=-1)), student)
 
 
 def binary_kl(prediction: Tensor, target: Tensor, *, temperature: float | Tensor = 1.0) -> Tensor:
@@ -284,7 +285,7 @@ def binary_kl(prediction: Tensor, target: Tensor, *, temperature: float | Tensor
         probabilities to [1e−8, 1 − 1e−8] (log space here) and has no temperature.
     """
     student, teacher = binary_logits("binary_kl", prediction=prediction, target=target)
-    scale = per_example("binary_kl", temperature, prediction)
+    scale = per_example("binary_kl", temperature, prediction=prediction)
     log_student, log_teacher = (
         binary_log_probabilities(scaled(logits, scale)) for logits in (student, teacher)
     )
@@ -697,7 +698,8 @@ def wkd_logit(
     student, teacher = (F.softmax(_without(logits, y), dim=-1) for logits in (student, teacher))
     price = F.relu(price) + 1e-8
     kernel = torch.exp(-price / regularization)
-    u, v = torch.full_like(student, 1 / (classes - 1)).scatter(-1, y, 0.0), teacher
+    start = _without(torch.where(_excluded(prediction, target), -inf, torch.zeros_like(student)), y)
+    u, v = F.softmax(start, dim=-1), teacher
     with exact(prediction):
         for _ in range(iterations):
             v = teacher / (u @ kernel + 1e-8)
@@ -749,7 +751,7 @@ def dist(
     name = "dist"
     check_finite(name, beta=beta, gamma=gamma)
     student, teacher = _batch_probabilities(name, prediction, target, temperature)
-    counted = ~((prediction == -inf) & (target == -inf))
+    counted = ~_excluded(prediction, target)
     over_classes = 1 - _correlation(student, teacher, counted, -1)
     over_batch = 1 - _correlation(student, teacher, counted, 0)
     return temperature**2 * (beta * over_classes + gamma * over_batch)
@@ -783,7 +785,8 @@ def mlkd_class_corr(prediction: Tensor, target: Tensor, *, temperature: float = 
         scalar.
     """
     student, teacher = _batch_probabilities("mlkd_class_corr", prediction, target, temperature)
-    return _gram_distance(student.mT, teacher.mT) / student.shape[1]
+    counted = ~_excluded(prediction, target).all(0)
+    return _gram_distance(student.mT, teacher.mT) / counted.sum()
 
 
 def mlkd_batch_corr(prediction: Tensor, target: Tensor, *, temperature: float = 4.0) -> Tensor:
@@ -826,7 +829,7 @@ def _softened(
 ) -> tuple[Tensor, Tensor]:
     """The logits of both networks, checked and divided by a temperature."""
     student, teacher = logit_pair(function, prediction, target)
-    scale = per_example(function, temperature, prediction)
+    scale = per_example(function, temperature, prediction=prediction)
     return scaled(student, scale), scaled(teacher, scale)
 
 
@@ -841,7 +844,7 @@ def _labelled(
     """The softened logits of both networks, and the labels as a column. Weights are checked too."""
     check_finite(function, **weights)
     student, teacher = _softened(function, prediction, target, temperature)
-    return student, teacher, class_column(function, labels, prediction)
+    return student, teacher, class_column(function, labels, prediction=prediction)
 
 
 def _log_softmaxes(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -869,6 +872,11 @@ def _confident_errors(prediction: Tensor, target: Tensor, y: Tensor) -> Tensor:
     student, teacher = (label_errors(logits, y) for logits in lifted(prediction, target))
     confidence = (-teacher).exp().detach()
     return confidence * torch.where(confidence == 0, 0.0, student)
+
+
+def _excluded(prediction: Tensor, target: Tensor) -> Tensor:
+    """Where both networks exclude a class."""
+    return (prediction == -inf) & (target == -inf)
 
 
 def _without(logits: Tensor, y: Tensor) -> Tensor:

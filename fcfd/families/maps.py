@@ -92,6 +92,8 @@ def hcl(prediction: Tensor, target: Tensor, *, sizes: tuple[int, ...] = (4, 2, 1
         dvlab-research/ReviewKD `hcl`. The fusion modules and the warm-up are the caller's.
     """
     name = "hcl"
+    if not isinstance(sizes, tuple | list):
+        raise TypeError(f"{name}: sizes {sizes!r} must be a tuple of whole numbers.")
     for size in sizes:
         check_whole(name, "sizes", size, least=1)
     student, teacher = alike(name, _MAP, _BRIDGE, prediction=prediction, target=target)
