@@ -228,7 +228,6 @@ def _negatives(function: str, query: Tensor, negatives: Tensor) -> Tensor:
 
 
 def _against(queries: Tensor, positives: Tensor, others: Tensor) -> Tensor:
-    """Cosines of every query with its positive, which come first, and with the negatives."""
     """Cosines of every query with its positive, which comes first, and with the negatives."""
     own = (queries * positives).sum(1, keepdim=True)
     with exact(queries):

@@ -1,7 +1,13 @@
 """Losses between logits ``[..., classes]``: the last axis is the class axis.
 
-Every loss here that is defined per example returns ``[...]``, one value for each example (or token); the
-caller masks, weights and reduces. Softmaxes stay in log space, and half-precision logits are read in float32.
+Every loss here that is defined per example returns ``[...]``, one value for each example or token; the caller
+masks, weights and reduces. More than three axes are refused, because the last one may be the width of a map:
+``dense(loss)`` of `fcfd.losses` reads the classes on axis 1.
+
+Softmaxes stay in log space, and half-precision logits are read in float32. A class is excluded by the logit
+−∞. What both networks exclude counts nothing, as if the class were not there. What only the student excludes
+gives +∞ where the teacher finds it possible; the student's gradient is finite then, a teacher's may be NaN.
+`reverse_kl` is +∞, with the gradient 0, where the teacher alone excludes a class.
 """
 
 import math
@@ -54,13 +60,16 @@ def cross_entropy(prediction: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         prediction: Logits `[..., classes]`.
-        labels: Integer classes `[...]`, or probabilities `[..., classes]` (mixed or smoothed labels). That
-            a class lies in range is torch's own check: reading it here would synchronise with the device.
+        labels: Integer classes `[...]`, or floating-point probabilities `[..., classes]` (mixed or smoothed
+            labels). That a class lies in range is torch's own check: reading it here would synchronise with
+            the device.
 
     Returns:
-        `[...]`, in nats.
+        `[...]`, in nats. NaN where probabilities do not sum to 1 (up to 1e-3, in half precision 1e-2): for
+        classes that may hold together there is `binary_cross_entropy`.
 
     Raises:
+        TypeError: The labels are bool, or one integer for each class (use `binary_cross_entropy`).
         ValueError: The labels fit neither form, or there is no example.
 
     Example:
@@ -129,7 +138,8 @@ def tf_nkd(prediction: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         prediction: Student logits `[batch, classes]`.
-        labels: Integer classes `[batch]`, or probabilities `[batch, classes]` (mixup, CutMix).
+        labels: Integer classes `[batch]`, or probabilities `[batch, classes]` (mixup, CutMix); where these
+            do not sum to 1 the value is NaN.
 
     Returns:
         A scalar: the mean confidence couples the batch. Not bounded below, since w may be negative.
@@ -478,7 +488,8 @@ def dkd(
     ```
 
     Args:
-        prediction: Student logits `[..., classes]`, at least two classes.
+        prediction: Student logits `[..., classes]`. Where no class remains beside the label, because all
+            others are excluded, the value is NaN.
         target: Teacher logits of the same shape.
         labels: Integer classes y `[...]`.
         temperature: T, a number or one for each example `[...]`; published 4 on CIFAR-100, 1 on ImageNet.
@@ -524,7 +535,8 @@ def nkd(
     ```
 
     Args:
-        prediction: Student logits `[..., classes]`, at least two classes.
+        prediction: Student logits `[..., classes]`. Where no class remains beside the label, because all
+            others are excluded, the value is NaN.
         target: Teacher logits of the same shape.
         labels: Integer classes y `[...]`.
         temperature: T of the other classes only, a number or one for each example `[...]`; published 1.
@@ -656,7 +668,8 @@ def wkd_logit(
     out of sums over all classes: one K serves the batch, in B·C + C² memory instead of B·C².
 
     Args:
-        prediction: Student logits `[..., classes]`, at least two classes.
+        prediction: Student logits `[..., classes]`. Where no class remains beside the label, because all
+            others are excluded, the value is NaN.
         target: Teacher logits of the same shape.
         labels: Integer classes y `[...]`.
         cost: Unlikeness `[classes, classes]` of student class i and teacher class j, about 0 to 1.

@@ -3,6 +3,7 @@
 A *transform* changes both networks' logits first: ``kl(standardize_logits(s), standardize_logits(t))``.
 A *temperature policy* gives one temperature for each example: ``dkd(s, t, y, temperature=...)``.
 A *weight policy* gives one weight for each example: ``(weight.detach() * kl(s, t)).mean()``.
+A class that is excluded by the logit −∞ counts nothing in any of them, and a transform leaves it excluded.
 """
 
 import math
@@ -334,8 +335,8 @@ def ea_weight(
     Args:
         prediction: Student logits `[..., classes]`.
         target: Teacher logits of the same shape.
-        bound: The largest entropy; log C by default, as published on ImageNet. On CIFAR-100 the code has
-            the number of classes, 100.
+        bound: The largest entropy; log C by default, as published on ImageNet, with C the classes that not
+            both networks exclude. On CIFAR-100 the code has the number of classes, 100.
         temperature: T; published 3.
         eps: Added inside the logarithms of the entropies; the published code has 1e−10.
 

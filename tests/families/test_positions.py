@@ -144,11 +144,11 @@ def test_segmentation_ignores_its_border() -> None:
 
 
 def test_the_loss_of_causal_models() -> None:
-    from transformers.loss.loss_utils import ForCausalLMLoss
-
-    student, tokens = numbers(2, 6, 5).float(), classes(2, 6)
+    """`ForCausalLMLoss` of transformers: labels padded by one ignored, then shifted."""
+    student, tokens = numbers(2, 6, 5), classes(2, 6)
     tokens[0, 4:] = -100
-    wanted = ForCausalLMLoss(student, tokens, vocab_size=5)
+    shifted = F.pad(tokens, (0, 1), value=-100)[..., 1:]
+    wanted = F.cross_entropy(student.flatten(0, 1), shifted.flatten(), ignore_index=-100)
     torch.testing.assert_close(next_token(ignoring(cross_entropy))(student, tokens), wanted)
 
 
