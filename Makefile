@@ -1,8 +1,12 @@
 # Every target sets up what it needs in a virtual environment of its own.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS)
+
+# As wide as the site shows a line of code without a scroll bar.
+PAGES := $(wildcard *.md) benchmarks/README.md $(shell find docs -name '*.md')
 
 .PHONY: demo test slow lint bench docs clean
 
@@ -24,6 +28,7 @@ bench: $(VENV)/.bench
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/ruff format --check --line-length 88 $(PAGES)
 	$(BIN)/mypy
 
 docs: $(VENV)/.docs
@@ -37,20 +42,21 @@ $(VENV)/.env:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	touch $@
 
-# Without their dependencies, which would bring a second build of torch.
-$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/.env
+# torchvision and timm without their dependencies, which would bring a second build of torch.
+$(VENV)/.test: pyproject.toml $(CONSTRAINTS) | $(VENV)/.env
 	$(PIP) --editable '.[test,bench]'
 	$(PIP) --no-deps torchvision timm
 	touch $@
 
-$(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/.env
+$(VENV)/.bench: pyproject.toml $(CONSTRAINTS) | $(VENV)/.env
 	$(PIP) --editable '.[bench]'
 	touch $@
 
-$(VENV)/.lint: pyproject.toml constraints.txt | $(VENV)/.env
-	$(PIP) --editable '.[lint]'
+# With the types of all that is checked.
+$(VENV)/.lint: pyproject.toml $(CONSTRAINTS) | $(VENV)/.env
+	$(PIP) --editable '.[test,bench,docs,lint]'
 	touch $@
 
-$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/.env
+$(VENV)/.docs: pyproject.toml $(CONSTRAINTS) | $(VENV)/.env
 	$(PIP) --editable '.[docs]'
 	touch $@

@@ -3,6 +3,7 @@
 `benchmarks/README.md` is the contract that these functions keep.
 """
 
+import argparse
 import csv
 import gc
 import json
@@ -13,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import fmean, median, quantiles, stdev
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -90,7 +91,8 @@ def _cuda_seconds(call: Call, repeats: int) -> float:
         call()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end) / 1e3 / repeats
+    milliseconds: float = begin.elapsed_time(end)
+    return milliseconds / 1e3 / repeats
 
 
 def summary(samples: Sequence[float]) -> Summary:
@@ -141,12 +143,12 @@ def peak_memory(call: Call, *, device: str = "cpu") -> int:
     return worst
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, note: Callable[..., None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.note = note
 
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = operator(*args, **(kwargs or {}))
         self.note(operator, args, kwargs or {}, out)
         return out
@@ -169,7 +171,7 @@ def operations(call: Call) -> Counter[str]:
     """How often a call in eager mode runs each operation; views and bare allocations are not counted."""
     counts: Counter[str] = Counter()
 
-    def note(operator, *_) -> None:
+    def note(operator: Any, *_: Any) -> None:
         name = operator.overloadpacket.__name__
         if not operator.is_view and not NO_WORK.fullmatch(name):
             counts[name] += 1
@@ -209,6 +211,15 @@ def _processor() -> str:
     return models[0] if models else platform.machine()
 
 
+def parser(description: str | None, folder: str) -> argparse.ArgumentParser:
+    """The options that every command has; the first line of its module's docstring describes it."""
+    found = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    found.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    found.add_argument("--out", type=Path, default=RESULTS / folder)
+    found.add_argument("--name", help="of the files; the device by default")
+    return found
+
+
 def publish(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], **about: Any) -> None:
     """Write the rows as `name.csv`, and with all that is known about them as `name.json`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -238,6 +249,12 @@ def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, m
     for row in rows:
         table.add_row(*row, style="bold red" if mark in row[-1] else None)
     Console(width=None if os.isatty(1) else 140).print(table)
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """The mean ± the deviation of a sample."""
+    deviation = stdev(values) if len(values) > 1 else 0.0
+    return f"{fmean(values):{form}} ± {deviation:{form.lstrip('+')}}"
 
 
 def microseconds(seconds: float) -> str:

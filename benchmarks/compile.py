@@ -12,19 +12,19 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from itertools import combinations
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch._dynamo.utils import counters
 
 from fcfd import losses
 from fcfd.transforms import compiled
 
-from .common import RESULTS, environment, publish, show
-from .step import CIFAR, HYPER, pair
+from .common import environment, parser, publish, show
+from .step import CIFAR, HYPER, Columns, pair
 
 
 class Way(NamedTuple):
@@ -45,12 +45,14 @@ def measure(way: Way, device: str, *, quick: bool = False, backend: str = "induc
     """Compile in this process, which should not have compiled anything yet."""
     setting = CIFAR._replace(teacher="resnet14", student="resnet8", batch=16, first=1, device=device)
     on = pair(setting._replace(teacher="resnet8", batch=2) if quick else setting)
-    options = {"fullgraph": True, "dynamic": False, "backend": backend}
+    options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": backend}
     stages = on.nets.stages
     if way.by == "stages":
         stages = {column: compiled(own, **options) for column, own in stages.items()}
 
-    def objective(params, buffers, images, labels, paths):
+    def objective(
+        params: Columns, buffers: Columns, images: Tensor, labels: Tensor, paths: tuple[str, ...]
+    ) -> tuple[Tensor, Columns]:
         loss, aux = losses.fcfd(stages, params, buffers, images, labels, paths=paths, **HYPER)
         return loss, aux.buffers
 
@@ -82,17 +84,15 @@ def _apart(name: str, options: argparse.Namespace) -> dict[str, Any]:
             text=True,
             check=True,
         )
-    return json.loads(found.stdout.splitlines()[-1])
+    record: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
+    return record
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--quick", action="store_true", help="tiny networks")
-    parser.add_argument("--way", choices=tuple(WAYS), help="measure this one here, and print it as JSON")
-    parser.add_argument("--out", type=Path, default=RESULTS / "compile")
-    parser.add_argument("--name", help="of the files; the device by default")
-    options = parser.parse_args(arguments)
+    command = parser(__doc__, "compile")
+    command.add_argument("--quick", action="store_true", help="tiny networks")
+    command.add_argument("--way", choices=tuple(WAYS), help="measure this one here, and print it as JSON")
+    options = command.parse_args(arguments)
     if options.way:
         print(json.dumps(measure(WAYS[options.way], options.device, quick=options.quick)))
         return

@@ -109,6 +109,7 @@ def _chain(network: fcfd.Network, batch: Any) -> tuple[Any, dict[str, Tensor]]:
     context = batch if isinstance(batch, Mapping) else {}
     value, buffers = batch, dict(network.buffers)
     for stage in network.stages:
+        assert stage is not None
         value, new = stage(network.params, {**network.buffers, **context}, value)
         buffers |= new
     return value, buffers
@@ -128,7 +129,7 @@ def _same(a: Any, b: Any) -> bool:
 
 def _gradients(value: Any, params: Iterable[Tensor]) -> list[Tensor | None]:
     leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    total = sum(leaf.float().square().mean() for leaf in leaves)
+    total = torch.stack([leaf.float().square().mean() for leaf in leaves]).sum()
     params = [param for param in params if param.requires_grad]
     return list(torch.autograd.grad(total, params, allow_unused=True))
 
@@ -151,7 +152,7 @@ def _step(network: fcfd.Network, batch: Any, images: Tensor, classes: int) -> bo
         nets = fcfd.link(networks, example=example)
         paths = fcfd.draw(nets.crossings, min(2, len(nets.crossings)), seed=0, step=0)
         labels = torch.arange(len(images)) % classes
-        loss, _ = fcfd.losses.fcfd(nets.stages, nets.params, nets.buffers, example, labels, paths=paths)
+        loss, _ = fcfd.losses.fcfd(*nets.columns, example, labels, paths=paths)
         params = [param for param in network.params.values() if param.requires_grad]
         slopes = [
             slope for slope in torch.autograd.grad(loss, params, allow_unused=True) if slope is not None
@@ -203,7 +204,7 @@ def _trouble(row: Mapping[str, Any]) -> str:
 def page(text: str, rows: Iterable[Mapping[str, Any]]) -> str:
     """A page with its part between `<!-- coverage -->` and `<!-- end -->` written from results."""
     rows = list(rows)
-    columns = ["library", "models", "split", *CHECKS[:3], "a step with a ResNet", "seconds to split"]
+    columns = ["library", "models", "split", *CHECKS[:3], "FCFD step", "seconds"]
     lines = [" | ".join(columns), " | ".join(["---"] * len(columns))]
     for library in LIBRARIES:
         own = [row for row in rows if row["model"].startswith(f"{library}/")]

@@ -82,7 +82,8 @@ def _transformers() -> dict[str, Model]:
 
     def build(family: str, kind: str, config: dict[str, Any]) -> nn.Module:
         arguments = getattr(transformers, f"{family}Config")(**config)
-        return getattr(transformers, family + kind)(arguments)
+        model: nn.Module = getattr(transformers, family + kind)(arguments)
+        return model
 
     words = torch.arange(24).view(2, 12) % 90 + 3
     entries = {

@@ -66,13 +66,19 @@ READ = ("stttt", "ssttt", "ssstt", "sssst")
 LABEL = {"label": fcfd.Term(losses.cross_entropy, "sssss", "Labels")}
 DIST = {"dist": fcfd.Term(losses.dist, "sssss", "ttttt", 2.0)}
 
+
+def _features(terms: fcfd.terms.Terms, weight: float) -> dict[str, fcfd.Term]:
+    """The terms with the weight of those that compare features."""
+    return fcfd.scaled(terms, {"feature": weight, "pooled": weight})
+
+
 METHODS: dict[str, Callable[[tuple[str, ...], float], dict[str, fcfd.Term]]] = {
     "labels alone": lambda paths, weight: LABEL,
     "KD": lambda paths, weight: recipes.kd(5),
-    "hint": lambda paths, weight: LABEL | recipes.hints(["sss>t"], weight=weight),
-    "KD + hints": lambda paths, weight: recipes.kd(5) | recipes.appearance(5, BRIDGED, feature_weight=weight),
-    "FCFD": lambda paths, weight: recipes.fcfd(5, paths, BRIDGED, feature_weight=weight),
-    "FCFD + DIST": lambda paths, weight: recipes.fcfd(5, paths, BRIDGED, feature_weight=weight) | DIST,
+    "hint": lambda paths, weight: LABEL | fcfd.scaled(recipes.hints(["sss>t"]), weight),
+    "KD + hints": lambda paths, weight: recipes.kd(5) | fcfd.scaled(recipes.appearance(5, BRIDGED), weight),
+    "FCFD": lambda paths, weight: _features(recipes.fcfd(5, paths, BRIDGED), weight),
+    "FCFD + DIST": lambda paths, weight: _features(recipes.fcfd(5, paths, BRIDGED), weight) | DIST,
 }
 
 
@@ -96,7 +102,7 @@ def distil(
         weight = schedules.linear_warmup(step, steps=setting.steps / 10, end=setting.feature_weight)
         terms = METHODS[method](fcfd.draw(nets.crossings, 2, seed=seed, step=step), weight)
         values = {"": images[batch], "Labels": labels[batch]}
-        loss, aux = fcfd.objective(terms, nets.stages, nets.params, nets.buffers, values)
+        loss, aux = fcfd.objective(terms, *nets.columns, values)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -7,22 +7,19 @@
   never makes the host wait for the device.
 """
 
-import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import fcfd
-from fcfd import losses
 from reference.catalogue import ROWS, Row, Size
-from reference.parity import DATA, assert_fingerprint, fill, ints, t
-from reference.zoo import NETWORKS
+from reference.parity import assert_fingerprint
+from reference.steps import KEPT, taken
 
-from .common import READ_BACK, RESULTS, environment, operations, publish, show
+from .common import READ_BACK, environment, operations, parser, publish, show
 from .step import CIFAR, TOLERANCE, difference, gradients, pair, variants
 
 TINY = CIFAR._replace(teacher="resnet8", student="resnet8", batch=4)
@@ -30,43 +27,19 @@ TINY = CIFAR._replace(teacher="resnet8", student="resnet8", batch=4)
 
 def steps(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
     """The kept training steps, against the authors' values."""
-    paths = sorted((DATA / "steps").glob("*.json"))
-    if not paths:
+    if not KEPT:
         raise FileNotFoundError("there is no training step in reference/data/steps")
-    for path in paths:
-        case = json.loads(path.read_text())
-        yield f"step {case['id']}", lambda case=case: _step(case, device)
+    for path in KEPT:
+        yield f"step {path.stem}", partial(_step, path, device)
 
 
-def _step(case: dict[str, Any], device: str) -> None:
-    images = t(f"{case['id']}/images", [case["batch"], 3, 32, 32]).to(device)
-    labels = ints(f"{case['id']}/labels", [case["batch"]], case["num_classes"]).to(device)
-    cut = {}
-    for letter, role in (("t", "teacher"), ("s", "student")):
-        build, at = NETWORKS[case[role]]
-        model = build(num_classes=case["num_classes"]).double()
-        model.load_state_dict(fill(model.state_dict(), role))
-        model.to(device).train(role == "student" or case["teacher_mode"] == "train")
-        cut[letter] = fcfd.split(model, at=list(at), example=images)
-    nets = fcfd.link(cut, example=images, first=2)
-    for column, modules in nets.bridges.items():
-        for at, module in modules.items():
-            module.load_state_dict(fill(module.state_dict(), f"{column}/{at}"))
-    loss, _ = losses.fcfd(
-        nets.stages,
-        nets.params,
-        nets.buffers,
-        images,
-        labels,
-        paths=[path + path[-1] for path in case["paths"]],
-        temperature=case["temperature"],
-        feature_weight=case["feature_weight"] * case["warmup"],
-        path_weight=case["path_weight"],
-    )
+def _step(path: Path, device: str) -> None:
+    case, _, nets, loss, _ = taken(path, device)
     loss.backward()
     wanted = case["expected"]["total"]
     assert abs(loss.item() - wanted) <= 1e-8 * wanted, f"the loss is {loss.item()!r}, not {wanted!r}"
     for name, parameter in nets.params["s"].items():
+        assert parameter.grad is not None, name
         expected = case["expected"]["grads"][f"student/{name}"]
         assert_fingerprint(parameter.grad.cpu(), f"student/{name}", expected, rtol=1e-7)
 
@@ -74,7 +47,7 @@ def _step(case: dict[str, Any], device: str) -> None:
 def rows(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
     """Every loss of the catalogue, against itself on the CPU and in half precision."""
     for row in ROWS:
-        yield f"loss {row.loss.__name__}", lambda row=row: _loss(row, device)
+        yield f"loss {row.loss.__name__}", partial(_loss, row, device)
 
 
 def _loss(row: Row, device: str) -> None:
@@ -100,8 +73,8 @@ def _evaluated(row: Row, inputs: dict[str, Tensor], device: str) -> list[Tensor]
 
 def forms(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
     """A step of FCFD in its forms, in float64, and what a step asks of the host."""
-    yield "step compiled, and as it is usually written", lambda: _same(device)
-    yield "step without host waits", lambda: _no_wait(device)
+    yield "step compiled, and as it is usually written", partial(_same, device)
+    yield "step without host waits", partial(_no_wait, device)
 
 
 def _same(device: str) -> None:
@@ -126,13 +99,10 @@ def _no_wait(device: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", type=Path, default=RESULTS / "check")
-    parser.add_argument("--name", help="of the files; the device by default")
-    options = parser.parse_args(arguments)
+    command = parser(__doc__, "check")
+    options = command.parse_args(arguments)
 
-    records = []
+    records: list[dict[str, Any]] = []
     for checks in (steps, rows, forms):
         for name, check in checks(options.device):
             try:

@@ -5,7 +5,6 @@ vocabulary's. Where another implementation computes the same (`benchmarks/peers.
 ours on the same tensors. Rules: `benchmarks/README.md`.
 """
 
-import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -17,13 +16,13 @@ from torch import Tensor
 from reference.catalogue import ROWS, Row, Size
 
 from .common import (
-    RESULTS,
     environment,
     geometric_mean,
     interleaved,
     mebibytes,
     microseconds,
     operations,
+    parser,
     peak_memory,
     publish,
     pyplot,
@@ -38,7 +37,7 @@ EMBEDDINGS = {"CIFAR": Size(64, 256), "ImageNet": Size(256, 512)}
 MAPS = {"CIFAR": Size(64, 64, 8), "ImageNet": Size(64, 512, 7)}
 SIZES = {
     "logits": LOGITS,
-    "policies": LOGITS,
+    "temperatures": LOGITS,
     "detection": LOGITS,
     "relations": EMBEDDINGS,
     "contrastive": EMBEDDINGS,
@@ -240,16 +239,13 @@ def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--quick", action="store_true", help="one size, few samples")
-    parser.add_argument("--only", metavar="NAME", help="one row of the catalogue")
-    parser.add_argument("--compile", choices=("none", "some", "all"), default="some", dest="compiled")
-    parser.add_argument("--seconds", type=float, default=0.2, help="of timing for each loss and size")
-    parser.add_argument("--minutes", type=float, default=9.0, help="begin no loss after these")
-    parser.add_argument("--out", type=Path, default=RESULTS / "losses")
-    parser.add_argument("--name", help="of the files; the device by default")
-    options = parser.parse_args(arguments)
+    command = parser(__doc__, "losses")
+    command.add_argument("--quick", action="store_true", help="one size, few samples")
+    command.add_argument("--only", metavar="NAME", help="one row of the catalogue")
+    command.add_argument("--compile", choices=("none", "some", "all"), default="some", dest="compiled")
+    command.add_argument("--seconds", type=float, default=0.2, help="of timing for each loss and size")
+    command.add_argument("--minutes", type=float, default=9.0, help="begin no loss after these")
+    options = command.parse_args(arguments)
 
     others, status = contenders()
     deadline = perf_counter() + 60 * options.minutes

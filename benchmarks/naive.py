@@ -4,6 +4,7 @@ Each takes the inputs of its catalogue row and returns a scalar. None is numeric
 """
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,7 +92,7 @@ def rkd_angle(prediction: Tensor, target: Tensor) -> Tensor:
 
 def hard_dark_rank(prediction: Tensor, target: Tensor) -> Tensor:
     """One example after another, for the row's two neighbours."""
-    losses = []
+    losses: list[Any] = []
     for at in range(len(target)):
         others = torch.arange(len(target), device=target.device) != at
         near = (target[others] - target[at]).square().sum(-1).topk(2, largest=False).indices
@@ -104,7 +105,8 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
     """By centred kernel matrices."""
     centre = torch.eye(len(x)).to(x) - 1 / len(x)
     k, m = (centre @ (z @ z.T) @ centre for z in (x, y))
-    return (k * m).sum() / (k.norm() * m.norm())
+    similarity: Tensor = (k * m).sum() / (k.norm() * m.norm())
+    return similarity
 
 
 def cc_taylor_rbf(prediction: Tensor, target: Tensor) -> Tensor:
@@ -121,7 +123,8 @@ def cc_taylor_rbf(prediction: Tensor, target: Tensor) -> Tensor:
 def cc_adjacent(prediction: Tensor, target: Tensor) -> Tensor:
     """One pair of neighbours after another."""
     errors = (prediction - target).abs()
-    return sum((a * b).sum() for a, b in pairwise(errors)) / (len(errors) - 1)
+    total: Any = sum((a * b).sum() for a, b in pairwise(errors))
+    return torch.as_tensor(total / (len(errors) - 1))
 
 
 def nst_poly(prediction: Tensor, target: Tensor) -> Tensor:

@@ -52,7 +52,8 @@ def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
 @torch.no_grad()
 def accuracy(model: nn.Sequential, data: Data) -> float:
     """The share of test images that are classified correctly."""
-    return (model.eval()(data.test_images).argmax(1) == data.test_labels).double().mean().item()
+    logits: Tensor = model.eval()(data.test_images)
+    return (logits.argmax(1) == data.test_labels).double().mean().item()
 
 
 def size(model: nn.Module) -> int:

@@ -11,7 +11,7 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fcfd import losses
@@ -82,13 +82,14 @@ def _torchdistill() -> list[Contender]:
     pair = {"pair": {"student": at, "teacher": at}}
     logits = ("x", "output", "x", "output")
 
-    def peer(row: str, module: nn.Module, **more: Any) -> Contender:
+    def peer(row: str, module: Loss, **more: Any) -> Contender:
         def run(prediction: Tensor, target: Tensor) -> Tensor:
             return module({"x": {"output": prediction}}, {"x": {"output": target}})
 
         return Contender(row, "", run, **more)
 
-    hcl, vid = mid_level.HierarchicalContextLoss(*logits), mid_level.VIDLoss(pair)
+    hcl: Loss = mid_level.HierarchicalContextLoss(*logits)
+    vid: Loss = mid_level.VIDLoss(pair)
 
     def hcl_of_maps(prediction: Tensor, target: Tensor) -> Tensor:
         return hcl({"x": {"output": (prediction, None)}}, {"x": {"output": target}})
@@ -98,7 +99,8 @@ def _torchdistill() -> list[Contender]:
         return vid({"x": {"output": (prediction, variance)}}, {"x": {"output": target}})
 
     def fsp(first: Tensor, last: Tensor) -> Tensor:
-        return mid_level.FSPLoss.compute_fsp_matrix(first, last).square().mean()
+        matrix: Tensor = mid_level.FSPLoss.compute_fsp_matrix(first, last)
+        return matrix.square().mean()
 
     def our_fsp(first: Tensor, last: Tensor) -> Tensor:
         return losses.fsp_matrix(first, last).square().mean()
@@ -129,7 +131,7 @@ def _timm() -> list[Contender]:
     torchvision_cpu.prepare()
     from timm.loss import SoftTargetCrossEntropy
 
-    soft = SoftTargetCrossEntropy()
+    soft: Loss = SoftTargetCrossEntropy()
 
     def of_logits(prediction: Tensor, target: Tensor) -> Tensor:
         return soft(prediction, target.softmax(-1))
@@ -143,10 +145,12 @@ def _timm() -> list[Contender]:
 def _liger() -> list[Contender]:
     from liger_kernel import transformers as liger
 
-    cross_entropy, jsd = liger.LigerCrossEntropyLoss(), liger.LigerJSD()
-    kl, variation = liger.LigerKLDIVLoss(log_target=True), liger.LigerTVDLoss()
+    cross_entropy: Loss = liger.LigerCrossEntropyLoss()
+    jsd: Loss = liger.LigerJSD()
+    kl: Loss = liger.LigerKLDIVLoss(log_target=True)
+    variation: Loss = liger.LigerTVDLoss()
 
-    def of_logits(module: nn.Module) -> Loss:
+    def of_logits(module: Loss) -> Loss:
         return lambda prediction, target: module(prediction.log_softmax(-1), target.log_softmax(-1))
 
     def softened(prediction: Tensor, target: Tensor) -> Tensor:

@@ -3,10 +3,9 @@
 import json
 import os
 import platform
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import matplotlib
@@ -19,8 +18,10 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MultipleLocator
 
+from .common import spread
+
 COLOURS = ("#c3c8cf", "#868d98", "#4c7fb0", "#e0a63f", "#c4622d", "#16a077", "#0b4a3b")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.edgecolor": "#888888",
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -69,12 +70,6 @@ def table(results: dict[str, Any], *, against: str) -> None:
             f"{fmean(run['cpu_seconds'] for run in runs):.1f}",
         )
     Console().print(shown)
-
-
-def spread(values: Sequence[float], form: str) -> str:
-    """The mean ± the deviation of a sample."""
-    deviation = stdev(values) if len(values) > 1 else 0.0
-    return f"{fmean(values):{form}} ± {deviation:{form.lstrip('+')}}"
 
 
 def write(results: dict[str, Any], path: Path) -> None:

@@ -4,12 +4,11 @@ One thing changes at a time. For each value KD, FCFD as it is usually written, F
 `--compiled`) compiled as a whole run in turns with the floor. Rules: `benchmarks/README.md`.
 """
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .common import RESULTS, environment, mebibytes, microseconds, publish, pyplot, show
+from .common import environment, mebibytes, microseconds, parser, publish, pyplot, show
 from .step import CIFAR, Setting, compare
 
 SWEEPS: dict[str, list[dict[str, Any]]] = {
@@ -60,14 +59,11 @@ def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--quick", action="store_true", help="tiny networks, two values of each")
-    parser.add_argument("--compiled", action="store_true", help="compile too: a compilation for each value")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of timing for each value")
-    parser.add_argument("--out", type=Path, default=RESULTS / "scaling")
-    parser.add_argument("--name", help="of the files; the device by default")
-    options = parser.parse_args(arguments)
+    command = parser(__doc__, "scaling")
+    command.add_argument("--quick", action="store_true", help="tiny networks, two values of each")
+    command.add_argument("--compiled", action="store_true", help="compile too: a compilation for each value")
+    command.add_argument("--seconds", type=float, default=5.0, help="of timing for each value")
+    options = command.parse_args(arguments)
 
     base = BASE._replace(device=options.device)
     if options.quick:

@@ -9,11 +9,14 @@ same value and gradients as `fcfd.losses.fcfd`, which `benchmarks.step` checks b
   is read back with `.item()` for the progress line.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Hyper = Mapping[str, float]
 
 
 class StagedNetwork(nn.Module):
@@ -66,6 +69,11 @@ class FCFD(nn.Module):
         self.statistics: dict[str, list[dict[str, Tensor]]] = {}
         self.last = len(self.student.stages) - 2
 
+    def bridges_of(self, column: str) -> nn.ModuleDict:
+        bridges = self.bridges[column]
+        assert isinstance(bridges, nn.ModuleDict)
+        return bridges
+
     def swap_statistics(self, path: str, layers: Sequence[nn.Module]) -> None:
         """Exchange the modules' running statistics for those of a path."""
         if path not in self.statistics:
@@ -80,15 +88,19 @@ class FCFD(nn.Module):
 
     def crossed(self, path: str, network: StagedNetwork, x: Tensor, start: int) -> dict[str, Tensor]:
         """Run the later stages of a network on a bridged feature, with the path's own statistics."""
+        out: dict[str, Tensor]
         if not network.training:
-            return network(x, start)
+            out = network(x, start)
+            return out
         layers = [layer for layer in network.stages[start:].modules() if isinstance(layer, nn.BatchNorm2d)]
         self.swap_statistics(path, layers)
         out = network(x, start)
         self.swap_statistics(path, layers)
         return out
 
-    def forward(self, images: Tensor, labels: Tensor, paths: Sequence[str], hyper: dict) -> dict[str, Tensor]:
+    def forward(
+        self, images: Tensor, labels: Tensor, paths: Sequence[str], hyper: Hyper
+    ) -> dict[str, Tensor]:
         """Every term of the batch, weighted."""
         losses: dict[str, Tensor] = {}
         with torch.no_grad():
@@ -97,7 +109,7 @@ class FCFD(nn.Module):
         losses["cls"] = F.cross_entropy(student["logits"], labels)
         losses["kd"] = self.kd_loss(student["logits"], teacher["logits"], hyper["temperature"])
         into_teacher = {}
-        for key, bridge in self.bridges["s>t"].items():
+        for key, bridge in self.bridges_of("s>t").items():
             index = int(key)
             into_teacher[index] = bridge(student[f"stage{index}"])
             losses[f"app_{index}"] = self.feature_loss(
@@ -111,18 +123,18 @@ class FCFD(nn.Module):
                     name = f"stage{later}"
                     losses[f"{path}_{later}"] = self.feature_loss(out[name], teacher[name], later, hyper)
             else:
-                bridge = self.bridges["t>s"][str(index)]
+                bridge = self.bridges_of("t>s")[str(index)]
                 out = self.crossed(path, self.student, bridge(teacher[f"stage{index}"]), index + 1)
             loss = self.kd_loss(out["logits"], teacher["logits"], hyper["temperature"])
             losses[f"{path}_kd"] = hyper["path_weight"] * loss
         return losses
 
-    def feature_loss(self, prediction: Tensor, target: Tensor, index: int, hyper: dict) -> Tensor:
+    def feature_loss(self, prediction: Tensor, target: Tensor, index: int, hyper: Hyper) -> Tensor:
         prediction, target = _full(prediction), _full(target)
         loss = F.mse_loss(prediction, target)
         if index == self.last:
-            pooled = [F.adaptive_avg_pool2d(F.relu(x), 1).flatten(1) for x in (prediction, target)]
-            loss = loss + F.mse_loss(*pooled)
+            ours, theirs = (F.adaptive_avg_pool2d(F.relu(x), 1).flatten(1) for x in (prediction, target))
+            loss = loss + F.mse_loss(ours, theirs)
         return hyper["feature_weight"] * loss
 
     @staticmethod
@@ -137,14 +149,14 @@ class FCFD(nn.Module):
         images: Tensor,
         labels: Tensor,
         paths: Sequence[str],
-        hyper: dict,
+        hyper: Hyper,
         autocast: torch.autocast,
     ) -> dict[str, float]:
         """One step; the losses as numbers, for the progress line."""
         optimizer.zero_grad()
         with autocast:
             losses = self(images, labels, paths, hyper)
-        total = sum(losses.values())
+        total: Any = sum(losses.values())
         total.backward()
         optimizer.step()
         meters = {name: loss.item() for name, loss in losses.items()}

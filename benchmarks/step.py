@@ -5,13 +5,12 @@ whole, and as it is usually written (`benchmarks/standin.py`), in turns on the s
 floor is the time of the step's convolutions and matrix products alone. Rules: `benchmarks/README.md`.
 """
 
-import argparse
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch._functorch.config
@@ -25,13 +24,13 @@ from reference.zoo import NETWORKS
 from . import standin
 from .common import (
     READ_BACK,
-    RESULTS,
     Call,
     environment,
     interleaved,
     mebibytes,
     microseconds,
     operations,
+    parser,
     peak_memory,
     publish,
     pyplot,
@@ -40,7 +39,9 @@ from .common import (
     show,
     summary,
 )
-from .timeline import timeline
+from .profiler import timeline
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Setting(NamedTuple):
@@ -68,7 +69,7 @@ HALF = ("bfloat16", "float16")
 
 CIFAR = Setting()
 IMAGENET = Setting("resnet34IN", "resnet18IN", pixels=224, classes=1000)
-HYPER = {"temperature": 4.0, "feature_weight": 5.0, "path_weight": 1.0}
+HYPER: dict[str, Any] = {"temperature": 4.0, "feature_weight": 5.0, "path_weight": 1.0}
 
 
 class Pair(NamedTuple):
@@ -95,18 +96,23 @@ def pair(setting: Setting) -> Pair:
     models, cut = {}, {}
     for letter, name in (("t", setting.teacher), ("s", setting.student)):
         build, at = NETWORKS[name]
-        model = build(num_classes=setting.classes).to(device, dtype, memory_format=layout)
+        model = _laid_out(build(num_classes=setting.classes).to(device, dtype), layout)
         models[letter] = model.train(letter == "s" or setting.teacher_mode == "train")
         cut[letter] = fcfd.split(model, at=list(at), example=images[:2])
     nets = fcfd.link(cut, example=images[:2], first=setting.first)
-    nets.bridges.to(memory_format=layout)
+    _laid_out(nets.bridges, layout)
     longest = sorted(nets.crossings, key=lambda path: path.count(path[0]))
     return Pair(setting, models["t"], models["s"], nets, images, labels, tuple(longest[: setting.paths]))
 
 
+def _laid_out(module: Module, layout: torch.memory_format) -> Module:
+    return module.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
 # Steps: each returns the loss, writes gradients and statistics, and moves no weight (the rate is zero)
 
-Objective = Callable[..., tuple[Tensor, dict[str, dict[str, Tensor]]]]
+Columns = Mapping[str, Mapping[str, Tensor]]
+Objective = Callable[[Columns, Columns, Tensor, Tensor], tuple[Tensor, Columns]]
 
 
 def step(on: Pair, objective: Objective) -> Call:
@@ -142,7 +148,9 @@ def _autocast(on: Pair) -> torch.autocast:
 def of_terms(on: Pair, terms: fcfd.terms.Terms) -> Objective:
     """The objective of a recipe."""
 
-    def objective(params, buffers, images, labels):
+    def objective(
+        params: Columns, buffers: Columns, images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Columns]:
         loss, aux = fcfd.objective(terms, on.nets.stages, params, buffers, {"": images, "Labels": labels})
         return loss, aux.buffers
 
@@ -155,7 +163,9 @@ def of_fcfd(on: Pair, transform: Callable[..., Any] | None = None) -> Objective:
     if transform is not None:
         stages = {column: transform(own) for column, own in stages.items()}
 
-    def objective(params, buffers, images, labels):
+    def objective(
+        params: Columns, buffers: Columns, images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Columns]:
         loss, aux = losses.fcfd(stages, params, buffers, images, labels, paths=on.paths, **HYPER)
         return loss, aux.buffers
 
@@ -164,8 +174,8 @@ def of_fcfd(on: Pair, transform: Callable[..., Any] | None = None) -> Objective:
 
 def of_standin(on: Pair) -> Call:
     """A step of the usual implementation."""
-    at = [NETWORKS[name].at for name in (on.setting.student, on.setting.teacher)]
-    usual = standin.FCFD(on.student, on.teacher, *at, on.nets.bridges)
+    student_at, teacher_at = (NETWORKS[name].at for name in (on.setting.student, on.setting.teacher))
+    usual = standin.FCFD(on.student, on.teacher, student_at, teacher_at, on.nets.bridges)
     optimizer = _optimizer(on)
 
     def run() -> Tensor:
@@ -202,12 +212,13 @@ def _replayed(on: Pair) -> Call:
     for column in (*on.nets.params.values(), *on.nets.buffers.values()):
         for tensor in column.values():
             torch._dynamo.mark_static_address(tensor)
-    options = {"fullgraph": True, "dynamic": False, "mode": "reduce-overhead"}
-    call = step(on, torch.compile(of_fcfd(on), **options))
+    whole = torch.compile(of_fcfd(on), fullgraph=True, dynamic=False, mode="reduce-overhead")
+    call = step(on, whole)
 
     def run() -> Tensor:
         torch.compiler.cudagraph_mark_step_begin()
-        return call().clone()  # the next run overwrites what the graph returned
+        loss: Tensor = call()
+        return loss.clone()  # the next run overwrites what the graph returned
 
     return run
 
@@ -233,7 +244,7 @@ def floor(call: Call) -> Call:
             twins[key] = torch.empty_strided(*key[:2], dtype=value.dtype, device=value.device).normal_()
         return twins[key]
 
-    def note(operator, args, kwargs, _) -> None:
+    def note(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
         if operator.overloadpacket.__name__ in PRODUCTS:
             replay.append((operator, tuple(map(twin, args)), {name: twin(x) for name, x in kwargs.items()}))
 
@@ -338,8 +349,10 @@ def compare(
 # What is printed and kept
 
 
-COLUMNS = ("variant", "step", "images/s", "÷ floor", "÷ stand-in", "peak MiB", "÷ stand-in", "operations")
-COLUMNS += ("read back", "")
+COLUMNS = (
+    *("variant", "step", "images/s", "÷ floor", "÷ stand-in"),
+    *("peak MiB", "÷ stand-in", "operations", "read back", ""),
+)
 
 
 def lines(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
@@ -395,20 +408,17 @@ def _key(record: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--quick", action="store_true", help="tiny networks, few samples")
-    parser.add_argument("--batch", type=int, nargs="+", default=[64])
-    parser.add_argument("--teacher", nargs="+", choices=("eval", "train"), default=["eval", "train"])
-    parser.add_argument("--dtype", nargs="+", choices=tuple(TOLERANCE), default=["float32", "bfloat16"])
-    parser.add_argument("--keep", type=float, nargs="+", default=[CIFAR.keep], help="of a compiled graph")
-    parser.add_argument("--imagenet", action="store_true", help="resnet34 → resnet18 at 224 px")
-    parser.add_argument("--variants", nargs="+", metavar="NAME", help="a few of them only")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of timing for each comparison")
-    parser.add_argument("--minutes", type=float, default=7.0, help="start no variant after these")
-    parser.add_argument("--out", type=Path, default=RESULTS / "step")
-    parser.add_argument("--name", help="of the files; the device by default")
-    options = parser.parse_args(arguments)
+    command = parser(__doc__, "step")
+    command.add_argument("--quick", action="store_true", help="tiny networks, few samples")
+    command.add_argument("--batch", type=int, nargs="+", default=[64])
+    command.add_argument("--teacher", nargs="+", choices=("eval", "train"), default=["eval", "train"])
+    command.add_argument("--dtype", nargs="+", choices=tuple(TOLERANCE), default=["float32", "bfloat16"])
+    command.add_argument("--keep", type=float, nargs="+", default=[CIFAR.keep], help="of a compiled graph")
+    command.add_argument("--imagenet", action="store_true", help="resnet34 → resnet18 at 224 px")
+    command.add_argument("--variants", nargs="+", metavar="NAME", help="a few of them only")
+    command.add_argument("--seconds", type=float, default=20.0, help="of timing for each comparison")
+    command.add_argument("--minutes", type=float, default=7.0, help="start no variant after these")
+    options = command.parse_args(arguments)
 
     deadline = perf_counter() + 60 * options.minutes
     base = (IMAGENET if options.imagenet else CIFAR)._replace(device=options.device)

@@ -6,22 +6,36 @@ from .linking import Linked as Linked, link as link
 from .matching import match as match
 from .paths import (
     bridged as bridged,
+    counterpart as counterpart,
+    crosses as crosses,
     crossings as crossings,
     depth as depth,
     draw as draw,
+    expand as expand,
+    is_bridged as is_bridged,
     plan as plan,
     prefixes as prefixes,
+    pure as pure,
     step as step,
 )
 from .splitting import Network as Network, split as split
 from .stages import frozen as frozen, stage as stage, write_buffers_ as write_buffers_
-from .terms import Term as Term, reads as reads
+from .terms import (
+    Term as Term,
+    masked as masked,
+    reads as reads,
+    replaced as replaced,
+    scaled as scaled,
+)
 from .transforms import checkpointed as checkpointed, compiled as compiled, joined as joined
 from .walking import (
     Aux as Aux,
-    measure as measure,
+    Columns as Columns,
+    evaluate as evaluate,
+    merge_buffers as merge_buffers,
     objective as objective,
-    settle as settle,
-    total as total,
     walk as walk,
+    weighted_sum as weighted_sum,
 )
+
+__version__ = "0.1.0"

@@ -38,6 +38,11 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
     return pytree.tree_map_only(Tensor, function, tree)
 
 
+def map_leaves(kinds: type | tuple[type, ...], function: Callable[[Any], Any], tree: Any) -> Any:
+    """The tree with `function(leaf)` in place of every leaf of some types."""
+    return pytree.tree_map_only(kinds, function, tree)
+
+
 def clone(tree: Any) -> Any:
     """The tree with a copy of every tensor, so that nothing in place reaches the original."""
     return map_tensors(Tensor.clone, tree)
@@ -54,5 +59,5 @@ def shape(tensor: Tensor) -> str:
 
 
 def shapes(tree: Any) -> str:
-    """The shapes of all tensors of a tree: ``[4, 10] and [4]``."""
-    return " and ".join(map(shape, tensors(tree)))
+    """The shapes of all tensors of a tree, ``[4, 10] and [4]``, or what it is instead."""
+    return " and ".join(map(shape, tensors(tree))) or f"{type(tree).__name__} (no tensor)"

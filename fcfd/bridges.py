@@ -4,9 +4,8 @@
 any module of your own with the right output shape can stand in its place.
 """
 
-import math
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,20 +14,41 @@ from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._layout import channel_axis, channels_last
+from ._text import check_integer, check_number, check_type
 from ._tree import TreeSpec, leaves, unflatten
 from .families.maps import channel_stats_align
+from .layouts import Grid, Layout, Shape, channel_axis, channels_last, grid, into_form, is_formed, parse
+
+_FORMS = {2: "vector", 3: "tokens", 4: "map", 5: "volume"}
+_RESIZING: dict[int, tuple[Any, str]] = {
+    2: (F.adaptive_avg_pool2d, "bilinear"),
+    3: (F.adaptive_avg_pool3d, "trilinear"),
+}
+# By the number of axes in space. Any, because every one of them takes sizes of its own length.
+_CONVOLUTIONS: dict[int, tuple[Any, Any, Any]] = {
+    2: (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d),
+    3: (nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d),
+}
 
 
-class Grid(NamedTuple):
-    """How a feature lies in space: a map has no prefix; a token sequence may have class tokens before it."""
+class _Side(NamedTuple):
+    """One end of a bridge: the feature's shape in its form, and the layout that it comes from."""
 
-    height: int
-    width: int
-    prefix: int = 0
+    shape: Shape
+    layout: Layout | None
+
+    @property
+    def form(self) -> str:
+        return _FORMS.get(len(self.shape), "")
 
 
-def bridge(source: tuple[int, ...], target: tuple[int, ...], *, rectified: bool = False) -> nn.Module:
+def bridge(
+    source: Shape,
+    target: Shape,
+    *,
+    rectified: bool = False,
+    layouts: tuple[str | None, str | None] = (None, None),
+) -> nn.Module:
     """Build a bridge from features of one shape to features of another.
 
     | source → target | the bridge |
@@ -37,33 +57,35 @@ def bridge(source: tuple[int, ...], target: tuple[int, ...], *, rectified: bool 
     | map twice as large | conv 3×3, stride 2, with bias → batch norm |
     | map half as large | transposed conv 4×4, stride 2, padding 1, with bias → batch norm |
     | map of any other size | resize → conv 3×3, no bias → batch norm |
+    | volume → volume | as from map to map, in three dimensions |
     | tokens → map | drop the class tokens, lay out the grid → as from map to map |
     | map → tokens | as from map to map → flatten; a class token is the mean of the others |
     | tokens → tokens | resize the grid, keep the class tokens → linear, no bias → layer norm |
     | vector → vector | linear, no bias → batch norm |
 
-    A map is `[batch, channels, height, width]`; where the first two sizes alone are equal, as in Swin's
-    `[2, 7, 7, 768]`, the channels are taken to be last.
-
     LeakyReLU(0.1) follows where the target's features are rectified. The first three rows and the activation
-    are the published bridge; the rest goes beyond it (the authors' code refuses every other shape).
+    are the published bridge; the rest goes beyond it (the authors' code refuses every other shape). A map of
+    one row, such as a sequence with its channels first, has a kernel of one row.
 
-    Of a token sequence, what exceeds the largest square is taken for class (and register) tokens, at most
-    five: 197 is 1 + 14 · 14. A sequence without such a grid is resized along its length.
+    The grid of tokens is that of their layout; where none is stated, that of the map at the other end, its
+    size or its ratio of height to width. Between tokens on both sides without a layout, what exceeds the
+    largest square is taken for class (and register) tokens, at most five: 197 is 1 + 14 · 14. A sequence
+    without such a grid is resized along its length.
 
     Args:
-        source: Shape of a batch of source features: `[batch, channels, height, width]`,
-            `[batch, tokens, width]` or `[batch, width]`. The batch size does not matter.
+        source: Shape of a batch of source features. The batch size does not matter.
         target: Shape of a batch of target features. A size other than the example's is resized by the same
             ratio.
         rectified: The target's features are taken after a ReLU.
+        layouts: The axes of both, as `fcfd.layouts` says; by default the number of axes tells the form,
+            and where a map's first two sizes alone are equal, as in `[2, 7, 7, 768]`, channels are last.
 
     Returns:
         A module with the submodules `conv` (or `linear`) and `bn` (or `norm`). Convolutions without bias
         start from Kaiming's normal, fan-out; normalisations from one and zero.
 
     Raises:
-        ValueError: No bridge leads from the one layout to the other.
+        ValueError: No bridge leads from the one form to the other, or a grid of tokens is not known.
 
     Example:
         >>> module = bridge((2, 16, 32, 32), (2, 64, 16, 16), rectified=True)
@@ -71,105 +93,150 @@ def bridge(source: tuple[int, ...], target: tuple[int, ...], *, rectified: bool 
         ['conv', 'bn', 'act']
         >>> module(torch.zeros(2, 16, 32, 32)).shape
         torch.Size([2, 64, 16, 16])
+        >>> bridge((2, 16, 100), (2, 50, 32), layouts=("b c t", "b t c"))(torch.zeros(2, 16, 100)).shape
+        torch.Size([2, 50, 32])
 
     Reference:
         Liu et al.: Function-Consistent Feature Distillation, ICLR 2023, arXiv 2304.11832; the authors' code.
     """
-    kinds = _kind(source), _kind(target)
+    for name, sizes in (("source", source), ("target", target)):
+        check_type("bridge", name, sizes, (tuple, list), "the shape of a feature, as tuple(feature.shape)")
+        for size in sizes:
+            check_integer("bridge", f"a size of {name}", size, least=1)
+    check_type("bridge", "layouts", layouts, (tuple, list), "a pair: (of the source, of the target)")
+    ours, theirs = _side(tuple(source), layouts[0]), _side(tuple(target), layouts[1])
     parts: dict[str, nn.Module] = {}
-    if channels_last(source):
-        source = (source[0], source[3], source[1], source[2])
-        parts["first"] = Rearrange("b h w c -> b c h w")
-    goal = (target[0], target[3], target[1], target[2]) if channels_last(target) else target
-    if kinds == ("vector", "vector"):
-        parts |= {"linear": nn.Linear(source[1], goal[1], bias=False), "bn": nn.BatchNorm1d(goal[1])}
-    elif kinds == ("tokens", "tokens"):
-        parts |= _token_parts(source, goal)
-    elif set(kinds) <= {"tokens", "map"}:
-        parts |= _conv_parts(source, goal)
+    if ours.layout is not None and not is_formed(ours.layout):
+        parts["first"] = Rearrange(f"{ours.layout.raw} -> {ours.layout.form}", **_in_brackets(ours.layout))
+    forms = {ours.form, theirs.form}
+    if forms == {"vector"}:
+        channels = theirs.shape[1]
+        parts |= {"linear": nn.Linear(ours.shape[1], channels, bias=False), "bn": nn.BatchNorm1d(channels)}
+    elif forms == {"tokens"}:
+        parts |= _token_parts(ours, theirs)
+    elif forms in ({"map"}, {"tokens", "map"}, {"volume"}):
+        parts |= _conv_parts(ours, theirs)
     else:
         raise ValueError(
             f"bridge: no bridge leads from {list(source)} to {list(target)}. Maps [batch, channels, height, "
             "width] and token sequences [batch, tokens, width] lead to each other, vectors [batch, width] to "
-            "vectors. Pass a module of your own for anything else."
+            "vectors, volumes to volumes. Pass a module of your own for anything else."
         )
     if rectified:
         parts["act"] = nn.LeakyReLU(0.1)
-    if channels_last(target):
-        parts["last"] = Rearrange("b c h w -> b h w c")
-    elif kinds == ("map", "tokens"):
-        parts["tokens"] = MapToTokens(_square(target[1]).prefix)
+    if theirs.form == "tokens" and ours.form == "map":
+        parts["tokens"] = MapToTokens(_grid_of(theirs, ours).prefix)
+    if theirs.layout is not None and not is_formed(theirs.layout):
+        parts["last"] = Rearrange(f"{theirs.layout.form} -> {theirs.layout.raw}")
     return nn.Sequential(OrderedDict(parts))
 
 
-def _kind(shape: tuple[int, ...]) -> str | None:
-    return {2: "vector", 3: "tokens", 4: "map"}.get(len(shape))
+def _side(shape: Shape, pattern: str | None) -> _Side:
+    if pattern is None:
+        pattern = "b h w c" if channels_last(shape) else None
+    if pattern is None:
+        return _Side(shape, None)
+    layout = parse(pattern)
+    return _Side(tuple(into_form(torch.empty(shape, device="meta"), layout).shape), layout)
 
 
-def _token_parts(source: tuple[int, ...], target: tuple[int, ...]) -> dict[str, nn.Module]:
+def _in_brackets(layout: Layout) -> dict[str, int]:
+    return layout.sizes if "(" in layout.raw else {}
+
+
+def _token_parts(ours: _Side, theirs: _Side) -> dict[str, nn.Module]:
     parts: dict[str, nn.Module] = {}
-    if source[1] != target[1]:
-        parts["resize"] = ResizeTokens(*_grids(source[1], target[1]))
-    return parts | {"linear": nn.Linear(source[2], target[2], bias=False), "norm": nn.LayerNorm(target[2])}
+    if ours.shape[1] != theirs.shape[1]:
+        parts["resize"] = ResizeTokens(*_grids(ours, theirs))
+    channels = theirs.shape[2]
+    return parts | {"linear": nn.Linear(ours.shape[2], channels, bias=False), "norm": nn.LayerNorm(channels)}
 
 
-def _conv_parts(source: tuple[int, ...], target: tuple[int, ...]) -> dict[str, nn.Module]:
-    (channels, here), (goal, there) = _laid_out(source), _laid_out(target)
-    parts: dict[str, nn.Module] = {"map": TokensToMap(here)} if len(source) == 3 else {}
-    conv: nn.Module
-    if here[:2] == (2 * there.height, 2 * there.width):
-        conv = nn.Conv2d(channels, goal, 3, stride=2, padding=1)
-    elif there[:2] == (2 * here.height, 2 * here.width):
-        conv = nn.ConvTranspose2d(channels, goal, 4, stride=2, padding=1)
+def _conv_parts(ours: _Side, theirs: _Side) -> dict[str, nn.Module]:
+    """A convolution between maps or volumes, and what lays tokens out before it."""
+    parts: dict[str, nn.Module] = {}
+    here, there = _sizes(ours, theirs), _sizes(theirs, ours)
+    if ours.form == "tokens":
+        parts["map"] = TokensToMap(_grid_of(ours, theirs))
+    channels = ours.shape[2 if ours.form == "tokens" else 1]
+    goal = theirs.shape[2 if theirs.form == "tokens" else 1]
+    convolution, transposed, norm = _CONVOLUTIONS[len(here)]
+    kernel = [1 if a == b == 1 and len(here) == 2 else 3 for a, b in zip(here, there, strict=True)]
+    padding = [size // 2 for size in kernel]
+    if here == tuple(2 * size for size in there):
+        conv = convolution(channels, goal, 3, stride=2, padding=1)
+    elif there == tuple(2 * size for size in here):
+        conv = transposed(channels, goal, 4, stride=2, padding=1)
     else:
-        conv = nn.Conv2d(channels, goal, 3, padding=1, bias=False)
-        if here[:2] != there[:2]:
+        conv = convolution(channels, goal, kernel, padding=padding, bias=False)
+        if here != there:
             parts["resize"] = ResizeMap(here, there)
-    if isinstance(conv, nn.Conv2d):
+    if isinstance(conv, convolution):
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return parts | {"conv": conv, "bn": nn.BatchNorm2d(goal)}
+    return parts | {"conv": conv, "bn": norm(goal)}
 
 
-def _laid_out(shape: tuple[int, ...]) -> tuple[int, Grid]:
-    """Channels and grid of a map, or of the tokens that are laid out as one."""
-    return (shape[2], _square(shape[1])) if len(shape) == 3 else (shape[1], Grid(shape[2], shape[3]))
+def _sizes(side: _Side, other: _Side) -> tuple[int, ...]:
+    """The sizes in space of a map or a volume, or of the grid on which tokens lie."""
+    if side.form == "tokens":
+        found = _grid_of(side, other)
+        return (found.height, found.width)
+    return side.shape[2:]
 
 
-def _square(tokens: int) -> Grid:
-    """The largest square of a token sequence, and the class tokens before it."""
-    side = math.isqrt(tokens)
-    if tokens - side * side > 5:
+def _grid_of(tokens: _Side, other: _Side) -> Grid:
+    """The grid of tokens that lead to a map, or come from one."""
+    count, (height, width) = tokens.shape[1], other.shape[2:]
+    prefix = (tokens.layout.prefix if tokens.layout is not None else None) or 0
+    if height == 1:
+        return Grid(1, count - prefix, prefix)
+    for classes in range(6):  # the map's own size
+        if count - classes == height * width and (tokens.layout is None or not tokens.layout.sizes):
+            return Grid(height, width, classes)
+    found = grid(count, layout=tokens.layout, ratio=height / width)
+    if found is None:
         raise ValueError(
-            f"bridge: {tokens} tokens are no square grid with at most five class tokens ({side}·{side} "
-            f"leaves {tokens - side * side}). Pass a module of your own that knows the grid."
+            f"bridge: {count} tokens are no grid of {height}·{width} or its ratio, with at most five class "
+            f"tokens. State their layout, as in 'b (1 + h=14 w) c', or pass a module of your own."
         )
-    return Grid(side, side, tokens - side * side)
+    return found
 
 
-def _grids(source: int, target: int) -> tuple[Grid, Grid]:
-    """Square grids where both sequences have one, lines otherwise."""
-    try:
-        return _square(source), _square(target)
-    except ValueError:
-        return Grid(1, source), Grid(1, target)
+def _grids(ours: _Side, theirs: _Side) -> tuple[Grid, Grid]:
+    """The stated grids; or else square ones where both sequences have one; or else lines."""
+    found = []
+    for side in (ours, theirs):
+        one = grid(side.shape[1], layout=side.layout) or _square(side.shape[1], side.layout)
+        if one is None:
+            return Grid(1, ours.shape[1]), Grid(1, theirs.shape[1])
+        found.append(one)
+    return found[0], found[1]
+
+
+def _square(tokens: int, layout: Layout | None) -> Grid | None:
+    """The largest square of a sequence and the tokens before it, unless its layout says that it is a line."""
+    side = int(tokens**0.5)
+    line = layout is not None and "(" not in layout.raw
+    return None if line or tokens - side * side > 5 else Grid(side, side, tokens - side * side)
 
 
 class ResizeMap(nn.Module):
-    """Resize a map by a fixed ratio: average where it shrinks, bilinear where it grows."""
+    """Resize a map or a volume by a fixed ratio: average where it shrinks, linear where it grows."""
 
-    def __init__(self, source: Grid, target: Grid) -> None:
+    def __init__(self, source: Sequence[int], target: Sequence[int]) -> None:
         super().__init__()
-        self.source, self.target = source, target
+        self.source, self.target = tuple(source), tuple(target)
 
     def forward(self, x: Tensor) -> Tensor:
-        height = max(1, round(x.shape[-2] * self.target.height / self.source.height))
-        width = max(1, round(x.shape[-1] * self.target.width / self.source.width))
-        x = F.adaptive_avg_pool2d(x, (min(height, x.shape[-2]), min(width, x.shape[-1])))
-        return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
+        ratios = zip(x.shape[2:], self.source, self.target, strict=True)
+        sizes = [max(1, round(now * there / here)) for now, here, there in ratios]
+        shrunk = [min(size, now) for size, now in zip(sizes, x.shape[2:], strict=True)]
+        pool, mode = _RESIZING[len(sizes)]
+        return F.interpolate(pool(x, shrunk), size=sizes, mode=mode, align_corners=False)
 
 
 class TokensToMap(nn.Module):
-    """Drop the class tokens and lay the others out on their grid."""
+    """Drop the class tokens and lay the others out on their grid, or on a larger one of the same ratio."""
 
     def __init__(self, grid: Grid) -> None:
         super().__init__()
@@ -177,7 +244,19 @@ class TokensToMap(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         patches = x[:, self.grid.prefix :]
-        return rearrange(patches, "b (h w) c -> b c h w", h=self.grid.height, w=self.grid.width)
+        return rearrange(patches, "b (h w) c -> b c h w", h=self._height(patches.shape[1]))
+
+    def _height(self, patches: int) -> int:
+        rows, columns = self.grid.height, self.grid.width
+        if patches == rows * columns:
+            return rows
+        height = rows if rows == 1 else round(rows * (patches / (rows * columns)) ** 0.5)
+        if height * columns * height != patches * rows:
+            raise ValueError(
+                f"bridge: {patches} tokens lie on no grid of the ratio {rows}·{columns} of the example's. "
+                "Link by an example of this ratio, or pass a module of your own."
+            )
+        return height
 
 
 class MapToTokens(nn.Module):
@@ -199,7 +278,7 @@ class ResizeTokens(nn.Module):
         super().__init__()
         self.kept = min(source.prefix, target.prefix)
         self.resize = nn.Sequential(
-            TokensToMap(source), ResizeMap(source, target), MapToTokens(target.prefix - self.kept)
+            TokensToMap(source), ResizeMap(source[:2], target[:2]), MapToTokens(target.prefix - self.kept)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -207,7 +286,7 @@ class ResizeTokens(nn.Module):
         return torch.cat([x[:, : self.kept], resized], 1)
 
 
-class Several(nn.Module):
+class MultiBridge(nn.Module):
     """Bridges between features that have several tensors, such as pyramids of maps.
 
     ```
@@ -238,6 +317,7 @@ class MatchStatistics(nn.Module):
     """
 
     def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+        check_type("MatchStatistics", "its input", pair, tuple, "the pair (feature, seen)")
         return channel_stats_align(*pair)
 
 
@@ -258,6 +338,10 @@ class MaskedMix(nn.Module):
 
     def __init__(self, bridge: nn.Module, *, keep: float = 0.5) -> None:
         super().__init__()
+        check_type("MaskedMix", "bridge", bridge, nn.Module, "a module that leads to the target's feature")
+        check_number("MaskedMix", "keep", keep, least=0)
+        if keep > 1:
+            raise ValueError(f"MaskedMix: keep is {keep}; give a probability from 0 to 1.")
         self.bridge, self.keep = bridge, keep
 
     def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:

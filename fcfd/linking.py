@@ -1,19 +1,39 @@
 """Link networks: their columns, the bridges that some paths need, and the three dicts that a walk takes."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ._text import check_mapping, check_type, listing, table
 from ._tree import flatten, leaves, map_tensors, shape, tensors
-from .bridges import Several, bridge
+from .bridges import MultiBridge, bridge
+from .layouts import Layout, channels_last, grid, into_form, parse
 from .matching import match
-from .paths import bridged, crossings, depth, plan, step
+from .paths import (
+    bridged,
+    counterpart,
+    crosses,
+    crossings,
+    depth,
+    expand,
+    is_bridged,
+    listed,
+    path_of,
+    plan,
+    pure,
+    step,
+)
 from .splitting import Boundary, Network
-from .stages import Column, Stage, frozen, stage
-from .transforms import joined
-from .walking import walk
+from .stages import Buffers, Column, Params, Stage, frozen, stage
+from .transforms import joined, laid_out
+from .walking import Columns, walk
+
+T = TypeVar("T")
+_BY_RANK = {2: "b c", 4: "b c h w", 5: "b c d h w"}
+_IN_DOUBT = {3: "'b t c' (tokens) or 'b c t' (channels first)", 4: "'b h w c' or 'b c h w'"}
 
 
 class Linked(NamedTuple):
@@ -38,6 +58,23 @@ class Linked(NamedTuple):
     crossings: tuple[str, ...]
     names: dict[str, tuple[Boundary, ...]]
 
+    @property
+    def columns(self) -> Columns:
+        """Stages, params and buffers together: `losses.fcfd(*nets.columns, images, labels, ...)`."""
+        return Columns(self.stages, self.params, self.buffers)
+
+    def __repr__(self) -> str:
+        """The networks side by side, the bridges between them, and the paths to draw from."""
+        letters = list(self.names)
+        rows = []
+        for at, ends in enumerate(zip(*self.names.values(), strict=True)):
+            bridges = [
+                column for column, built in self.bridges.items() if str(at) in dict(built.named_children())
+            ]
+            rows.append((str(at + 1), *map(str, ends), ", ".join(bridges)))
+        header = ("depth", *(f"{letter} ends at" for letter in letters), "bridges")
+        return f"{table(header, rows)}\ncrossings: {listing(self.crossings)}"
+
 
 def link(
     networks: Mapping[str, Network],
@@ -48,6 +85,7 @@ def link(
     first: int = 1,
     paths: Iterable[str] | None = None,
     bridges: Mapping[str, nn.Module] | None = None,
+    layouts: Mapping[str, str] | None = None,
 ) -> Linked:
     """Link networks by the bridges that the given paths need.
 
@@ -76,6 +114,10 @@ def link(
     Returns:
         A `Linked`.
 
+        layouts: The axes of features as `fcfd.layouts` says, of all of a network's or of one:
+            `{"s": "b c t", "tt": "b (1 + h=14 w) c"}`. Not needed where `split` saw them, or the number of
+            axes tells. Features are handed out in the form that losses read: `"b c t"` as `"b c 1 t"`.
+
     Raises:
         ValueError: A network is missing, a path does not fit the networks, a bridge of your own returns the
             wrong shape or is needed by no path, or no bridge fits the shapes.
@@ -89,24 +131,28 @@ def link(
         >>> [name for name, _ in nets.bridges.named_parameters()][0]
         's>t.0.linear.weight'
     """
-    for letter in (student, teacher):
-        if letter not in networks:
-            raise ValueError(f"link: there is no network {letter!r}, only {', '.join(map(repr, networks))}.")
+    _check_networks(networks, student, teacher)
     networks, values = _alike(networks, example)
     count = len(networks[student].stages)
     if paths is None:
         between = (student + teacher, teacher + student)
         paths = crossings(count, between, first=first) + bridged(count, between[:1], first=first)
-    paths = tuple(paths)
+    paths = listed("link", paths)
     _check_paths(paths, networks, count)
-    own = dict(bridges or {})
-    modules = _build(plan(paths), values, own)
-    columns = {letter: network.stages for letter, network in networks.items()}
+    own, stated = _by_path("bridges", bridges, nn.Module), _by_path("layouts", layouts, str)
+    planned = plan(paths)
+    read = _layouts(planned, networks, values, stated, own)
+    for path, layout in read.items():
+        values[path] = map_tensors(partial(into_form, layout=layout), values[path])
+    modules = _build(planned, values, read, own)
+    columns = {}
+    for letter, network in networks.items():
+        columns[letter] = laid_out(network.stages, [read.get(pure(letter, at)) for at in range(1, count)])
     params = {letter: frozen(network.params) for letter, network in networks.items()}
     params[student] = dict(networks[student].params)
     buffers = {letter: dict(network.buffers) for letter, network in networks.items()}
     for column, built in modules.items():
-        columns[column] = tuple(_entry(built, at, own) for at in range(count - 1))
+        columns[column] = _column(column, built, count - 1, values, own)
         params[column] = dict(built.named_parameters())
         buffers[column] = dict(built.named_buffers())
     return Linked(
@@ -114,14 +160,41 @@ def link(
         params=params,
         buffers=buffers,
         bridges=nn.ModuleDict(modules),
-        crossings=tuple(path for path in paths if depth(path) == count and len(set(path)) > 1),
+        crossings=tuple(
+            [path for path in paths if crosses(path) and not is_bridged(path) and depth(path) == count]
+        ),
         names={letter: network.names for letter, network in networks.items()},
     )
 
 
+def _by_path(name: str, given: Mapping[str, T] | None, kind: type[T]) -> dict[str, T]:
+    """What the caller gives by path, checked, under the long form of each path."""
+    found = {} if given is None else given
+    check_mapping("link", name, found, f"a dict of {kind.__name__} by path")
+    for path, value in found.items():
+        check_type("link", f"{name}[{path!r}]", value, kind, f"a {kind.__name__}")
+    return {expand(path): value for path, value in found.items()}
+
+
+def _check_networks(networks: Mapping[str, Network], student: str, teacher: str) -> None:
+    check_mapping("link", "networks", networks, "a dict by letter: {'t': fcfd.split(teacher), ...}")
+    for letter, network in networks.items():
+        if not isinstance(network, Network):
+            raise TypeError(
+                f"link: networks[{letter!r}] is a {type(network).__name__}; split it first: "
+                f"{{{letter!r}: fcfd.split(model)}}."
+            )
+        pure(letter, 1)
+    for letter in (student, teacher):
+        if letter not in networks:
+            raise ValueError(f"link: there is no network {letter!r}, only {', '.join(map(repr, networks))}.")
+    if student == teacher:
+        raise ValueError(f"link: student and teacher are both {student!r}; link a network to another one.")
+
+
 def _alike(networks: Mapping[str, Network], example: Any) -> tuple[dict[str, Network], dict[str, Any]]:
     """The networks with as many stages as the one that has fewest, and their features on the example."""
-    features = {letter: _features(letter, network, example) for letter, network in networks.items()}
+    features = {letter: _features(letter, networks, example) for letter in networks}
     least = min(features.values(), key=len)
     alike, values = {}, {"": example}
     for letter, network in networks.items():
@@ -130,49 +203,131 @@ def _alike(networks: Mapping[str, Network], example: Any) -> tuple[dict[str, Net
             depths = match([_size(value) for value in features[letter]], [_size(value) for value in least])
         ends = (*depths, len(network.stages))
         alike[letter] = network._replace(
-            stages=joined(network.stages, ends), names=tuple(network.names[end - 1] for end in ends)
+            stages=joined(network.stages, ends), names=tuple([network.names[end - 1] for end in ends])
         )
-        values |= {letter * at: features[letter][end - 1] for at, end in enumerate(depths, start=1)}
+        for at, end in enumerate(depths, start=1):
+            values[pure(letter, at)] = features[letter][end - 1]
     return alike, values
 
 
-def _features(letter: str, network: Network, example: Any) -> list[Any]:
-    """What every stage but the last returns on the example, without gradient or any other trace."""
-    paths = [letter * at for at in range(1, len(network.stages))]
+def _features(letter: str, networks: Mapping[str, Network], example: Any) -> list[Any]:
+    """What every stage of a network but the last returns on the example, without gradient or other trace."""
+    network = networks[letter]
+    # Every network is there, so that a batch for each is told from a batch of named inputs.
+    columns = {other: networks[other].stages for other in networks}
+    paths = [pure(letter, at) for at in range(1, len(network.stages))]
     with torch.no_grad(), torch.random.fork_rng():
-        values, _ = walk(
-            paths,
-            {letter: network.stages},
-            {letter: network.params},
-            {letter: network.buffers},
-            {"": example},
-        )
-    return [values[path] for path in paths]
+        values, _ = walk(paths, columns, {letter: network.params}, {letter: network.buffers}, {"": example})
+    return [_in_own_precision(network, values[path]) for path in paths]
+
+
+def _in_own_precision(network: Network, feature: Any) -> Any:
+    """A feature in the type that it has outside autocast, which lasts no longer than the call of `link`."""
+    weight = next((weight for weight in network.params.values() if weight.is_floating_point()), None)
+    if weight is None or not torch.is_autocast_enabled(weight.device.type):
+        return feature
+    return _cast(feature, weight.dtype)
+
+
+def _first(feature: Any) -> Tensor:
+    """A feature, or the first tensor of one that has several."""
+    return tensors(feature)[0]
 
 
 def _size(feature: Any) -> tuple[int, ...]:
-    """The shape of a feature, or of the first tensor of one that has several."""
-    return tuple(tensors(feature)[0].shape)
+    return tuple(_first(feature).shape)
 
 
 def _check_paths(paths: Iterable[str], networks: Mapping[str, Network], count: int) -> None:
     for path in plan(paths):
-        bridges = path[-2:-1] in (">", "&")
         if path[-1] not in networks:
             raise ValueError(f"link: path {path!r} needs network {path[-1]!r}, which is not given.")
-        if depth(path) > count - bridges:
+        if depth(path) > count - is_bridged(path):
             raise ValueError(
                 f"link: path {path!r} is too long: networks of {count} stages have features to bridge at "
                 f"depths 1 to {count - 1}, and logits at {count}."
             )
 
 
+# Layouts
+
+
+def _layouts(
+    planned: Iterable[str],
+    networks: Mapping[str, Network],
+    values: Mapping[str, Any],
+    stated: Mapping[str, str],
+    own: Mapping[str, nn.Module],
+) -> dict[str, Layout]:
+    """How the features that bridges read and lead to are laid out: as stated, as seen, or as axes tell."""
+    for path in stated:
+        if path not in networks and path not in values:
+            features = [name for name in values if name]
+            raise ValueError(
+                f"link: layouts names {path!r}, which is no network and no feature; there are "
+                f"{listing([*map(repr, networks), *map(repr, features)])}."
+            )
+    found: dict[str, Layout] = {}
+    for path in planned:
+        if is_bridged(path):
+            _, column, at = step(path)
+            simple = path_of(column, at)
+            for feature in (step(simple).reads[0], counterpart(simple)):
+                letter = feature[0]
+                pattern = stated.get(feature) or stated.get(letter) or _seen(networks[letter], at)
+                if pattern is None and simple not in own:
+                    pattern = _told(feature, values)
+                if pattern is not None:
+                    found[feature] = parse(pattern)
+    return found
+
+
+def _seen(network: Network, at: int) -> str | None:
+    """What the recording of the model tells of a stage's feature."""
+    return None
+
+
+def _told(path: str, values: Mapping[str, Any]) -> str | None:
+    """The layout that axes alone tell. Features of several tensors have one each, so none together."""
+    feature = values[path]
+    for tensor in tensors(feature):
+        two = _IN_DOUBT.get(tensor.ndim)
+        if two is None or (tensor.ndim == 4 and not channels_last(tuple(tensor.shape))):
+            continue
+        if tensor.ndim == 3 and _is_text(values[""]):
+            return "b t c"
+        raise ValueError(
+            f"link: the feature {path!r}, {shape(tensor)}, may be {two}. State which: "
+            f"layouts={{{path!r}: ...}}, or {{{path[0]!r}: ...}} for all features of network {path[0]!r}."
+        )
+    return _BY_RANK.get(feature.ndim) if isinstance(feature, Tensor) else None
+
+
+def _pattern(tensor: Tensor, layout: Layout | None, batch: Any) -> str | None:
+    """The layout of a feature that is in its form, with the grid of tokens where it is known."""
+    if tensor.ndim != 3:
+        return _BY_RANK.get(tensor.ndim)
+    image = [one for one in tensors(batch) if one.ndim == 4]
+    ratio = image[0].shape[2] / image[0].shape[3] if image else None
+    found = grid(tensor.shape[1], layout=layout, ratio=ratio)
+    return "b t c" if found is None else f"b ({found.prefix} + h={found.height} w={found.width}) c"
+
+
+# Bridges
+
+
 def _build(
-    planned: Iterable[str], values: Mapping[str, Any], own: Mapping[str, nn.Module]
+    planned: Iterable[str],
+    values: Mapping[str, Any],
+    layouts: Mapping[str, Layout],
+    own: Mapping[str, nn.Module],
 ) -> dict[str, nn.ModuleDict]:
     """The bridges that a plan runs, by column and by the stage that they follow."""
-    steps = dict.fromkeys(step(path)[1:] for path in planned if path[-2:-1] in (">", "&"))
-    needed = {f"{column[0] * (at + 1)}{column[1:]}": (column, at) for column, at in steps}
+    needed = {}
+    for path in planned:
+        if is_bridged(path):
+            _, column, at = step(path)
+            needed[path_of(column, at)] = column, at
     for name in own:
         if name not in needed:
             raise ValueError(
@@ -180,21 +335,25 @@ def _build(
             )
     modules: dict[str, nn.ModuleDict] = {}
     for name, (column, at) in needed.items():
-        source, target = (values[letter * (at + 1)] for letter in (column[0], column[-1]))
+        reads = step(name).reads
+        source, target, sees = values[reads[0]], values[counterpart(name)], len(reads) > 1
         if name in own:
+            _check_own(name, own[name], (source, target) if sees else source, target)
             made = own[name]
-            _check_own(name, made, (source, target) if column[1] == "&" else source, target)
-        elif column[1] == "&":
+        elif sees:
             raise ValueError(
                 f"link: {name!r} needs a bridge that sees its target: pass bridges={{{name!r}: ...}}."
             )
         else:
-            made = _made(name, source, target, _is_text(values[""]))
+            read = layouts.get(reads[0]), layouts.get(counterpart(name))
+            made = _made(name, source, target, read, values[""])
         modules.setdefault(column, nn.ModuleDict())[str(at)] = made
     return modules
 
 
-def _made(name: str, source: Any, target: Any, text: bool) -> nn.Module:
+def _made(
+    name: str, source: Any, target: Any, layouts: tuple[Layout | None, Layout | None], batch: Any
+) -> nn.Module:
     """A bridge, or one for each pair of tensors: as many lead to as many, any others all to all."""
     if isinstance(source, Tensor) and isinstance(target, Tensor):
         if source.shape[:1] != target.shape[:1]:
@@ -202,14 +361,19 @@ def _made(name: str, source: Any, target: Any, text: bool) -> nn.Module:
                 f"link: {name!r} leads from {shape(source)} to {shape(target)}, and their first axis is not "
                 f"one batch. Cut elsewhere, or pass bridges={{{name!r}: ...}}."
             )
-        if text and source.shape[1:-1] != target.shape[1:-1]:
+        if _is_text(batch) and source.shape[1:-1] != target.shape[1:-1]:
             raise ValueError(
                 f"link: {name!r} leads from {shape(source)} to {shape(target)}, and tokens of text in other "
                 f"numbers have no places in common. Give both networks the same tokens, or pass "
                 f"bridges={{{name!r}: ...}} that aligns them."
             )
-        made = bridge(tuple(source.shape), tuple(target.shape), rectified=bool(target.min() >= 0))
-        return made.to(source.device, source.dtype)
+        made = bridge(
+            tuple(source.shape),
+            tuple(target.shape),
+            rectified=bool(target.min() >= 0),
+            layouts=(_pattern(source, layouts[0], batch), _pattern(target, layouts[1], batch)),
+        )
+        return made.to(target.device, _precision(source, target))
     sources, (targets, form) = leaves(source), flatten(target)
     if not all(isinstance(leaf, Tensor) for leaf in (*sources, *targets)):
         raise ValueError(
@@ -217,19 +381,51 @@ def _made(name: str, source: Any, target: Any, text: bool) -> nn.Module:
             f"bridges={{{name!r}: ...}}."
         )
     pairs = len(sources) == len(targets)
-    rows = [
-        {at: _made(name, sources[at], leaf, text) for at in ([here] if pairs else range(len(sources)))}
-        for here, leaf in enumerate(targets)
-    ]
-    return Several(rows, form)
+    rows = []
+    for here, leaf in enumerate(targets):
+        places = [here] if pairs else range(len(sources))
+        rows.append({at: _made(name, sources[at], leaf, layouts, batch) for at in places})
+    return MultiBridge(rows, form)
 
 
-def _entry(built: nn.ModuleDict, at: int, own: Mapping[str, nn.Module]) -> Stage | None:
-    """One entry of a column of bridges. Those built here begin with no in-place operation."""
-    if str(at) not in built:
-        return None
-    module = built[str(at)]
-    return stage(module, f"{at}.", protect=any(module is other for other in own.values()))
+def _precision(source: Tensor, target: Tensor) -> torch.dtype:
+    """What a bridge's own weights are in: float32, or float64 where a network is."""
+    return torch.promote_types(torch.promote_types(source.dtype, target.dtype), torch.float32)
+
+
+def _column(
+    name: str, built: nn.ModuleDict, count: int, values: Mapping[str, Any], own: Mapping[str, nn.Module]
+) -> Column:
+    """The bridges of one column as stages. One of the user's own may begin with an operation in place."""
+    stages: list[Stage | None] = [None] * count
+    for key, module in built.items():
+        path = path_of(name, int(key))
+        if path in own:
+            stages[int(key)] = stage(module, f"{key}.")
+        else:
+            run = stage(module, f"{key}.", protect=False)
+            source, target = values[step(path).reads[0]], values[counterpart(path)]
+            stages[int(key)] = _fitted(run, _first(source), _first(target))
+    return tuple(stages)
+
+
+def _fitted(run: Stage, source: Tensor, target: Tensor) -> Stage:
+    """A bridge that reads the source's precision and writes the target's, whatever its own is."""
+    own = _precision(source, target)
+    if source.dtype == own == target.dtype:
+        return run
+    return partial(_run_fitted, run, own, target.dtype)
+
+
+def _run_fitted(
+    run: Stage, reads: torch.dtype, writes: torch.dtype, params: Params, buffers: Buffers, x: Any
+) -> tuple[Any, dict[str, Tensor]]:
+    y, new = run(params, buffers, _cast(x, reads))
+    return _cast(y, writes), new
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, value)
 
 
 def _is_text(batch: Any) -> bool:

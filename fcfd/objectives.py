@@ -3,15 +3,17 @@
 They are pure: what `torch.func.grad(..., has_aux=True)` expects, and one graph under `torch.compile`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from . import recipes
+from ._text import check_callable, check_mapping
 from ._tree import shape, tensors
-from .paths import depth
+from .paths import pure
 from .stages import Buffers, Column, Params
+from .terms import Terms, check_terms, scaled
 from .walking import Aux, objective
 
 
@@ -45,8 +47,8 @@ def appearance(
         ValueError: The batch is empty or of integers, or something is missing; the text names the path.
     """
     _check_images("appearance", images)
-    count = _stage_count("appearance", stages, student, teacher)
-    terms = recipes.appearance(count, _bridged(stages, student, teacher))
+    depth = _depth("appearance", stages, student, teacher)
+    terms = recipes.appearance(depth, _bridged(stages, student, teacher))
     if not terms:
         raise ValueError(f"appearance: no bridge was built from {student!r} to {teacher!r}; link some.")
     return objective(terms, stages, params, buffers, {"": images})
@@ -94,17 +96,11 @@ def function(
         ValueError: As `fcfd`.
     """
     _check_images("function", images)
-    count = _stage_count("function", stages, student, teacher)
-    terms = recipes.function(
-        count,
-        _crossed("function", paths, count),
-        teacher=teacher,
-        temperature=temperature,
-        feature_weight=feature_weight,
-        path_weight=path_weight,
-    )
+    depth = _depth("function", stages, student, teacher)
+    terms = recipes.function(depth, paths, teacher=teacher, temperature=temperature)
     if not terms:
         raise ValueError("function: there is no path; give at least one, as fcfd.draw does.")
+    terms = scaled(terms, _by_name(terms, feature_weight, path_weight))
     return objective(terms, stages, params, buffers, {"": images})
 
 
@@ -113,7 +109,7 @@ def fcfd(
     params: Mapping[str, Params],
     buffers: Mapping[str, Buffers],
     images: Any,
-    labels: Tensor,
+    labels: Tensor | Mapping[str, Any],
     *,
     paths: Iterable[str],
     student: str = "s",
@@ -123,6 +119,7 @@ def fcfd(
     path_weight: float = 1.0,
     label_weight: float = 1.0,
     kl_weight: float = 1.0,
+    change: Callable[[Terms], Terms] | None = None,
 ) -> tuple[Tensor, Aux]:
     """Function-consistent feature distillation: the whole objective over sampled paths.
 
@@ -139,7 +136,8 @@ def fcfd(
         buffers: The same of buffers. The teacher's BatchNorm follows its module's mode: in eval it uses its
             running statistics (the usual practice), in train the batch's (the authors' code).
         images: The batch that both networks read, floating.
-        labels: Integer classes `[batch]`, or probabilities `[batch, classes]`.
+        labels: Integer classes `[batch]`, or probabilities `[batch, classes]`. With data that other terms
+            read, such as a mask, a mapping: `{"Labels": labels, "Mask": mask}`.
         paths: Crossed paths to the logits, as `fcfd.draw` gives them; published, two a batch. None: `()`.
         student: The letter of the network that learns.
         teacher: The letter of the network that it learns from.
@@ -149,6 +147,8 @@ def fcfd(
         path_weight: The weight of the crossed paths' divergences; published 1 (0.2 for one pair).
         label_weight: The weight of the labels; published 1.
         kl_weight: The weight of the student's own divergence; published 1.
+        change: From the terms to the terms that count: other losses, weights and masks, by
+            `fcfd.replaced`, `fcfd.scaled` and the like. By default they stay.
 
     Returns:
         `(loss, aux)`: `aux.parts` the unweighted terms by name, `aux.values` every feature and logit by
@@ -166,23 +166,28 @@ def fcfd(
         a copy for each path that nothing reads; probing shapes moves no statistic.
     """
     _check_images("fcfd", images)
-    count = _stage_count("fcfd", stages, student, teacher)
-    terms = recipes.fcfd(
-        count,
-        _crossed("fcfd", paths, count),
-        _bridged(stages, student, teacher),
-        student=student,
-        teacher=teacher,
-        temperature=temperature,
-        feature_weight=feature_weight,
-        path_weight=path_weight,
-        label_weight=label_weight,
-        kl_weight=kl_weight,
-    )
-    return objective(terms, stages, params, buffers, {"": images, "Labels": labels})
+    depth = _depth("fcfd", stages, student, teacher)
+    bridged = _bridged(stages, student, teacher)
+    terms = recipes.fcfd(depth, paths, bridged, student=student, teacher=teacher, temperature=temperature)
+    weights = _by_name(terms, feature_weight, path_weight)
+    terms = scaled(terms, weights | {"label": label_weight, "kl/student": kl_weight})
+    if change is not None:
+        check_callable("fcfd", "change", change)
+        terms = check_terms("fcfd: change", change(terms))
+    data = labels if isinstance(labels, Mapping) else {"Labels": labels}
+    return objective(terms, stages, params, buffers, {"": images, **data})
+
+
+def _by_name(terms: Terms, feature: float | Tensor, path: float | Tensor) -> dict[str, float | Tensor]:
+    """The weight of every term: one for divergences, one for what compares features."""
+    return {name: path if name.startswith("kl/") else feature for name in terms}
 
 
 def _check_images(function: str, images: Any) -> None:
+    if not tensors(images):
+        raise TypeError(
+            f"{function}: images is of type {type(images).__name__} and holds no tensor; give a batch."
+        )
     for leaf in tensors(images):
         if leaf.numel() == 0:
             raise ValueError(f"{function}: the batch {shape(leaf)} is empty.")
@@ -192,7 +197,8 @@ def _check_images(function: str, images: Any) -> None:
             )
 
 
-def _stage_count(function: str, stages: Mapping[str, Column], student: str, teacher: str) -> int:
+def _depth(function: str, stages: Mapping[str, Column], student: str, teacher: str) -> int:
+    check_mapping(function, "stages", stages, "a dict of columns, as fcfd.link makes: *nets.columns")
     for letter in (student, teacher):
         if letter not in stages:
             raise ValueError(
@@ -209,19 +215,6 @@ def _stage_count(function: str, stages: Mapping[str, Column], student: str, teac
 def _bridged(stages: Mapping[str, Column], student: str, teacher: str) -> tuple[str, ...]:
     """The student's features that have a bridge to the teacher."""
     column = stages.get(f"{student}>{teacher}", ())
-    return tuple(f"{student * (at + 1)}>{teacher}" for at, stage in enumerate(column) if stage is not None)
-
-
-def _crossed(function: str, paths: Iterable[str], count: int) -> tuple[str, ...]:
-    """The paths, checked: each crosses and runs all stages."""
-    if isinstance(paths, str):
-        raise ValueError(f"{function}: paths is the string {paths!r}; give a tuple of paths: ({paths!r},).")
-    paths = tuple(paths)
-    for path in paths:
-        if depth(path) != count:
-            raise ValueError(
-                f"{function}: path {path!r} runs {depth(path)} stages; a path to the logits runs {count}."
-            )
-        if len(set(path)) < 2:
-            raise ValueError(f"{function}: path {path!r} stays in one network; a crossed path has two.")
-    return paths
+    return tuple(
+        [f"{pure(student, at + 1)}>{teacher}" for at, stage in enumerate(column) if stage is not None]
+    )

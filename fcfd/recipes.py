@@ -1,31 +1,25 @@
 """Published methods as data: functions that return `{name: Term}`, and combine with `|`.
 
-`stages` is always the number of stages of each network, the classifier included; `student` and `teacher` are
-letters. What a recipe needs of the networks is the paths that its terms read: link those.
+`depth` is always the number of stages of each network, the classifier included; `student` and `teacher` are
+letters. What a recipe needs of the networks is the paths that its terms read: link those. Every term has the
+weight 1 (`fula` divides it among depths); `fcfd.scaled` gives other weights, `fcfd.replaced` other losses.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 from torch import Tensor
 
-from ._layout import average
+from ._text import check_integer, check_mapping, check_number
 from .families.contrastive import info_nce
 from .families.features import pooled_squared_error, relative_squared_error, squared_error
 from .families.logits import cross_entropy, kl, ofa
-from .paths import depth, prefixes
-from .terms import Term, each
+from .layouts import average
+from .paths import counterpart, crosses, depth as depth_of, is_bridged, listed, prefixes, pure
+from .terms import Term, Terms, check_terms, multi_level
 
 
-def kd(
-    stages: int,
-    *,
-    student: str = "s",
-    teacher: str = "t",
-    temperature: float = 4.0,
-    label_weight: float = 1.0,
-    kl_weight: float = 1.0,
-) -> dict[str, Term]:
+def kd(depth: int, *, student: str = "s", teacher: str = "t", temperature: float = 4.0) -> dict[str, Term]:
     """Knowledge distillation: the labels, and the teacher's softened logits.
 
     | term | loss | prediction | target |
@@ -34,12 +28,13 @@ def kd(
     | `kl/student` | `kl` | student's logits | teacher's logits |
 
     Args:
-        stages: The number of stages, the classifier included.
+        depth: The number of stages, the classifier included.
         student: The letter of the network that learns.
         teacher: The letter of the network that it learns from.
         temperature: T of the divergence; published 4.
-        label_weight: Published 1 (FCFD).
-        kl_weight: Published 1 (FCFD).
+
+    Raises:
+        ValueError: There is no stage, or both letters are one.
 
     Example:
         >>> for name, term in kd(2).items():
@@ -47,14 +42,16 @@ def kd(
         label ss Labels 1.0
         kl/student ss tt 1.0
     """
+    _check_networks("kd", depth, student, teacher, least=1)
+    check_number("kd", "temperature", temperature, above=0)
     divergence = partial(kl, temperature=temperature)
     return {
-        "label": Term(cross_entropy, student * stages, "Labels", label_weight),
-        "kl/student": Term(divergence, student * stages, teacher * stages, kl_weight),
+        "label": Term(cross_entropy, pure(student, depth), "Labels"),
+        "kl/student": Term(divergence, pure(student, depth), pure(teacher, depth)),
     }
 
 
-def hints(paths: Iterable[str], *, weight: float = 1.0) -> dict[str, Term]:
+def hints(paths: Iterable[str]) -> dict[str, Term]:
     """Hint distillation (FitNet): bridged features against the other network's own, and nothing else.
 
     | term | loss | prediction | target |
@@ -63,21 +60,25 @@ def hints(paths: Iterable[str], *, weight: float = 1.0) -> dict[str, Term]:
 
     Args:
         paths: Bridged features; the paper has one, in the middle.
-        weight: The weight of every term; published 100 in RepDistiller, for one hint.
+
+    Raises:
+        ValueError: A path does not end in a bridge.
 
     Example:
-        >>> kd(4) | hints(("ss>t",), weight=100.0)
+        >>> from fcfd import scaled
+        >>> kd(4) | scaled(hints(("ss>t",)), 100.0)
         {'label': Term(...), 'kl/student': Term(...), 'hint/ss>t': Term(...)}
 
     Reference:
         Romero et al.: FitNets: Hints for Thin Deep Nets, ICLR 2015, arXiv 1412.6550. The paper trains hints
-        first and the whole network after; together, in one stage, is the later practice.
+        first and the whole network after; together, in one stage, is the later practice. RepDistiller
+        weighs its one hint by 100.
     """
-    hint = each(squared_error)
-    return {f"hint/{path}": Term(hint, path, path[-1] * depth(path), weight) for path in paths}
+    hint = multi_level(squared_error)
+    return {f"hint/{path}": Term(hint, path, counterpart(path)) for path in _bridged("hints", paths)}
 
 
-def appearance(stages: int, paths: Iterable[str], *, feature_weight: float = 1.0) -> dict[str, Term]:
+def appearance(depth: int, paths: Iterable[str]) -> dict[str, Term]:
     """Numerical similarity: a bridged feature against the other network's own.
 
     | term | loss | prediction | target |
@@ -86,28 +87,24 @@ def appearance(stages: int, paths: Iterable[str], *, feature_weight: float = 1.0
     | `pooled/ssss>t` | `pooled_squared_error` | the last feature, bridged | `tttt` |
 
     Args:
-        stages: The number of stages, the classifier included.
+        depth: The number of stages, the classifier included.
         paths: Bridged features, as `fcfd.paths.bridged` gives them. A hint (FitNet) is one of them.
-        feature_weight: The weight of every term.
+
+    Raises:
+        ValueError: A path does not end in a bridge, or is too long.
 
     Example:
         >>> list(appearance(3, ("s>t", "ss>t")))
         ['feature/s>t', 'feature/ss>t', 'pooled/ss>t']
     """
     terms: dict[str, Term] = {}
-    for path in paths:
-        terms |= _feature_terms(stages, path, path[-1], feature_weight)
+    for path in _bridged("appearance", paths, depth):
+        terms |= _feature_terms(depth, path)
     return terms
 
 
 def function(
-    stages: int,
-    paths: Iterable[str],
-    *,
-    teacher: str = "t",
-    temperature: float = 4.0,
-    feature_weight: float = 5.0,
-    path_weight: float = 1.0,
+    depth: int, paths: Iterable[str], *, teacher: str = "t", temperature: float = 4.0
 ) -> dict[str, Term]:
     """Functional similarity: what later layers make of a bridged feature, at each of them and at the logits.
 
@@ -120,89 +117,82 @@ def function(
     A path into the student, `"ttsss"`, has the last term only: its stages have no target of their own.
 
     Args:
-        stages: The number of stages, the classifier included.
+        depth: The number of stages, the classifier included.
         paths: Crossed paths to the logits, as `fcfd.paths.draw` gives them.
         teacher: The network whose pure path is the target.
         temperature: T of the divergence; published 4 or 8 on CIFAR-100, 1 on ImageNet.
-        feature_weight: The weight of the feature terms, times a warm-up; published 5 (0.02 for two pairs).
-        path_weight: The weight of the divergences; published 1 (0.2 for one pair).
+
+    Raises:
+        ValueError: A path stays in one network, or is no path to the logits.
 
     Example:
         >>> list(function(4, ("sttt", "ttss")))
         ['feature/st', 'feature/stt', 'pooled/stt', 'kl/sttt', 'kl/ttss']
     """
+    check_number("function", "temperature", temperature, above=0)
     divergence = partial(kl, temperature=temperature)
     terms: dict[str, Term] = {}
-    for path in paths:
+    for path in _crossed("function", paths, depth):
         for value in prefixes(path):
-            crossed = value.strip(teacher) != "" and value[-2:-1] not in (">", "&")
-            if crossed and value[-1] == teacher and depth(value) < stages:
-                terms |= _feature_terms(stages, value, teacher, feature_weight)
-        terms[f"kl/{path}"] = Term(divergence, path, teacher * stages, path_weight)
+            read_by_teacher = value[-1] == teacher and crosses(value) and not is_bridged(value)
+            if read_by_teacher and depth_of(value) < depth:
+                terms |= _feature_terms(depth, value)
+        terms[f"kl/{path}"] = Term(divergence, path, pure(teacher, depth))
     return terms
 
 
-def _feature_terms(stages: int, path: str, target: str, weight: float) -> dict[str, Term]:
-    own = target * depth(path)
-    terms = {f"feature/{path}": Term(each(squared_error), path, own, weight)}
-    if depth(path) == stages - 1:
-        terms[f"pooled/{path}"] = Term(each(pooled_squared_error), path, own, weight)
+def _feature_terms(depth: int, path: str) -> dict[str, Term]:
+    terms = {f"feature/{path}": Term(multi_level(squared_error), path, counterpart(path))}
+    if depth_of(path) == depth - 1:
+        terms[f"pooled/{path}"] = Term(multi_level(pooled_squared_error), path, counterpart(path))
     return terms
 
 
 def fcfd(
-    stages: int,
+    depth: int,
     paths: Iterable[str],
     bridged: Iterable[str],
     *,
     student: str = "s",
     teacher: str = "t",
     temperature: float = 4.0,
-    feature_weight: float = 5.0,
-    path_weight: float = 1.0,
-    label_weight: float = 1.0,
-    kl_weight: float = 1.0,
 ) -> dict[str, Term]:
     """Function-consistent feature distillation: `kd | appearance | function`.
 
+    Weights are 1 here. Published: 5 for `feature` and `pooled` (0.02 for two pairs), times a warm-up, and 1
+    for the rest; `fcfd.losses.fcfd` has these.
+
     Args:
-        stages: The number of stages, the classifier included.
+        depth: The number of stages, the classifier included.
         paths: The crossed paths of this step.
         bridged: The bridged features to compare by appearance.
         student: The letter of the network that learns.
         teacher: The letter of the network that it learns from.
         temperature: T of every divergence.
-        feature_weight: The weight of every feature term, appearance and function alike.
-        path_weight: The weight of the crossed paths' divergences.
-        label_weight: The weight of the labels.
-        kl_weight: The weight of the student's own divergence.
+
+    Raises:
+        ValueError: As `kd`, `appearance` and `function`.
+
+    Example:
+        >>> from fcfd import recipes, scaled
+        >>> published = scaled(recipes.fcfd(5, ("ssttt",), ("ssss>t",)), {"feature": 5.0})
+        >>> published["feature/sst"].weight
+        5.0
 
     Reference:
         Liu, Kan, Shan, Chen: Function-Consistent Feature Distillation, ICLR 2023, arXiv 2304.11832.
         Checked against the authors' code by value and gradient.
     """
+    _check_networks("fcfd", depth, student, teacher, least=1)
+    paths, bridged = _crossed("fcfd", paths, depth), _bridged("fcfd", bridged, depth)
     return (
-        kd(
-            stages,
-            student=student,
-            teacher=teacher,
-            temperature=temperature,
-            label_weight=label_weight,
-            kl_weight=kl_weight,
-        )
-        | appearance(stages, bridged, feature_weight=feature_weight)
-        | function(
-            stages,
-            paths,
-            teacher=teacher,
-            temperature=temperature,
-            feature_weight=feature_weight,
-            path_weight=path_weight,
-        )
+        kd(depth, student=student, teacher=teacher, temperature=temperature)
+        | appearance(depth, bridged)
+        | function(depth, paths, teacher=teacher, temperature=temperature)
     )
 
 
-def simkd(stages: int, *, student: str = "s", teacher: str = "t", weight: float = 1.0) -> dict[str, Term]:
+def simkd(depth: int, *, student: str = "s", teacher: str = "t") -> dict[str, Term]:
     """SimKD: the student's last feature learns to feed the teacher's classifier, which is reused.
 
     | term | loss | prediction | target |
@@ -213,10 +203,12 @@ def simkd(stages: int, *, student: str = "s", teacher: str = "t", weight: float 
     classifier. Walk it to get its logits; no term reads them in training.
 
     Args:
-        stages: The number of stages.
+        depth: The number of stages, at least 2.
         student: The letter of the network that learns.
         teacher: The letter of the network whose classifier is reused.
-        weight: Published 1.
+
+    Raises:
+        ValueError: There is no feature before the classifier, or both letters are one.
 
     Example:
         >>> simkd(3)["feature/ss>t"].target
@@ -228,19 +220,12 @@ def simkd(stages: int, *, student: str = "s", teacher: str = "t", weight: float 
         it to `fcfd.link(..., bridges=...)` for that. It pools the larger map, which the default bridge need
         not.
     """
-    path = f"{student * (stages - 1)}>{teacher}"
-    return {f"feature/{path}": Term(squared_error, path, teacher * (stages - 1), weight)}
+    _check_networks("simkd", depth, student, teacher)
+    path = f"{pure(student, depth - 1)}>{teacher}"
+    return {f"feature/{path}": Term(squared_error, path, counterpart(path))}
 
 
-def srrl(
-    stages: int,
-    *,
-    student: str = "s",
-    teacher: str = "t",
-    feature_weight: float = 1.0,
-    logit_weight: float = 1.0,
-    label_weight: float = 1.0,
-) -> dict[str, Term]:
+def srrl(depth: int, *, student: str = "s", teacher: str = "t") -> dict[str, Term]:
     """SRRL: the student's last feature should be read by the teacher's classifier as the teacher's own is.
 
     | term | loss | prediction | target |
@@ -250,12 +235,12 @@ def srrl(
     | `logits/sssst` | `squared_error` | the teacher's classifier on that feature | the teacher's logits |
 
     Args:
-        stages: The number of stages.
+        depth: The number of stages, at least 2.
         student: The letter of the network that learns.
-        teacher: The letter of the network it learns from.
-        feature_weight: Published 1.
-        logit_weight: Published 1 by the authors; cls_KD has 5.
-        label_weight: Published 1.
+        teacher: The letter of the network that it learns from.
+
+    Raises:
+        ValueError: There is no feature before the classifier, or both letters are one.
 
     Example:
         >>> list(srrl(3))
@@ -263,15 +248,16 @@ def srrl(
 
     Reference:
         Yang et al.: Knowledge Distillation via Softmax Regression Representation Learning, ICLR 2021. Checked
-        against jingyang2017/KD_SRRL. Features are rectified before pooling here, as the published bridge's
-        last layer does.
+        against jingyang2017/KD_SRRL; cls_KD weighs the logits' term by 5. Features are rectified before
+        pooling here, as the published bridge's last layer does.
     """
-    feature = f"{student * (stages - 1)}>{teacher}"
-    crossed = student * (stages - 1) + teacher
+    _check_networks("srrl", depth, student, teacher)
+    feature = f"{pure(student, depth - 1)}>{teacher}"
+    crossed = pure(student, depth - 1) + teacher
     return {
-        "label": Term(cross_entropy, student * stages, "Labels", label_weight),
-        f"pooled/{feature}": Term(pooled_squared_error, feature, teacher * (stages - 1), feature_weight),
-        f"logits/{crossed}": Term(squared_error, crossed, teacher * stages, logit_weight),
+        "label": Term(cross_entropy, pure(student, depth), "Labels"),
+        f"pooled/{feature}": Term(pooled_squared_error, feature, counterpart(feature)),
+        f"logits/{crossed}": Term(squared_error, crossed, pure(teacher, depth)),
     }
 
 
@@ -291,7 +277,7 @@ def fula(path: str, *, weights: Iterable[float] | None = None) -> dict[str, Term
         weights: One for each depth from the crossing to the logits; by default equal, adding up to 1.
 
     Raises:
-        ValueError: The number of weights is not that of the depths.
+        ValueError: The number of weights is not that of the depths, or the path does not cross.
 
     Example:
         >>> list(fula("sstt"))
@@ -301,29 +287,30 @@ def fula(path: str, *, weights: Iterable[float] | None = None) -> dict[str, Term
         Model Stitching by Functional Latent Alignment, 2025. A reconstruction: the weights over depths could
         not be read and are equal here; no parity is claimed.
     """
-    values = [value for value in prefixes(path) if set(value) != {path[0]}]
+    values = [value for value in prefixes(path) if crosses(value)]
+    if not values:
+        raise ValueError(f"fula: path {path!r} stays in one network; a stitch leads into another.")
     weights = [1 / len(values)] * len(values) if weights is None else list(weights)
+    for weight in weights:
+        check_number("fula", "a weight", weight)
     if len(weights) != len(values):
         raise ValueError(
             f"fula: {len(weights)} weights for the {len(values)} values {values}; give one each."
         )
     return {
-        f"latent/{value}": Term(relative_squared_error, value, value[-1] * depth(value), weight)
+        f"latent/{value}": Term(relative_squared_error, value, counterpart(value), weight)
         for value, weight in zip(values, weights, strict=True)
     }
 
 
 def hybrid_assistant(
-    stages: int,
+    depth: int,
     *,
     at: int | None = None,
     student: str = "s",
     teacher: str = "t",
     gamma: float = 1.0,
     temperature: float = 0.1,
-    logit_weight: float = 1.0,
-    feature_weight: float = 1.0,
-    label_weight: float = 1.0,
 ) -> dict[str, Term]:
     """Hybrid assistant (TAS, Fuse Before Transfer): a crossed path learns, and also teaches the student.
 
@@ -340,15 +327,15 @@ def hybrid_assistant(
     terms, like every target.
 
     Args:
-        stages: The number of stages.
-        at: How many of the student's stages the assistant has; by default all but two.
+        depth: The number of stages, at least 3.
+        at: How many of the student's stages the assistant has, from 1 to `depth − 2`; by default that many.
         student: The letter of the network that learns.
         teacher: The letter of the network it learns from.
         gamma: Of `ofa`.
         temperature: Of `info_nce`; published learnable: bind a tensor for that.
-        logit_weight: The weight of the `ofa` terms.
-        feature_weight: The weight of the `nce` terms.
-        label_weight: The weight of the labels.
+
+    Raises:
+        ValueError: There is no stage to cross after, or both letters are one.
 
     Example:
         >>> for name, term in hybrid_assistant(5).items():
@@ -365,20 +352,24 @@ def hybrid_assistant(
         TAS, 2024, later Fuse Before Transfer, 2025. A reconstruction: the weights could not be read and are 1
         here; no parity is claimed. Leaving out assistant ≺ teacher is known to break the method.
     """
-    at = stages - 2 if at is None else at
-    assistant = student * at + teacher * (stages - at)
-    logits = {"assistant": assistant, "student": student * stages}
-    last = {"assistant": assistant[:-1], "student": f"{student * (stages - 1)}>{teacher}"}
+    _check_networks("hybrid_assistant", depth, student, teacher, least=3)
+    check_number("hybrid_assistant", "gamma", gamma, above=0)
+    check_number("hybrid_assistant", "temperature", temperature, above=0)
+    at = depth - 2 if at is None else check_integer("hybrid_assistant", "at", at)
+    if not 1 <= at <= depth - 2:
+        raise ValueError(f"hybrid_assistant: at is {at}; of {depth} stages the student has 1 to {depth - 2}.")
+    own, target, assistant = pure(student, depth), pure(teacher, depth), student * at + teacher * (depth - at)
+    bridged, last = f"{own[:-1]}>{teacher}", target[:-1]
     match = partial(ofa, gamma=gamma)
     find = partial(_pooled_info_nce, temperature=temperature)
     return {
-        "label": Term(cross_entropy, student * stages, "Labels", label_weight),
-        "ofa/assistant": Term(match, logits["assistant"], (teacher * stages, "Labels"), logit_weight),
-        "ofa/student": Term(match, logits["student"], (teacher * stages, "Labels"), logit_weight),
-        "ofa/student-assistant": Term(match, logits["student"], (assistant, "Labels"), logit_weight),
-        "nce/assistant": Term(find, last["assistant"], teacher * (stages - 1), feature_weight),
-        "nce/student": Term(find, last["student"], teacher * (stages - 1), feature_weight),
-        "nce/student-assistant": Term(find, last["student"], last["assistant"], feature_weight),
+        "label": Term(cross_entropy, own, "Labels"),
+        "ofa/assistant": Term(match, assistant, (target, "Labels")),
+        "ofa/student": Term(match, own, (target, "Labels")),
+        "ofa/student-assistant": Term(match, own, (assistant, "Labels")),
+        "nce/assistant": Term(find, assistant[:-1], last),
+        "nce/student": Term(find, bridged, last),
+        "nce/student-assistant": Term(find, bridged, assistant[:-1]),
     }
 
 
@@ -387,55 +378,77 @@ def _pooled_info_nce(prediction: Tensor, target: Tensor, *, temperature: float |
     return info_nce(average(prediction), average(target), temperature=temperature)
 
 
-def multi_teacher(
-    stages: int,
-    paths: Iterable[str],
-    bridged: Iterable[str],
-    *,
-    student: str = "s",
-    teachers: Iterable[str] = ("a", "b"),
-    temperature: float = 4.0,
-    feature_weight: float = 5.0,
-    path_weight: float = 1.0,
-    label_weight: float = 1.0,
-    kl_weight: float = 1.0,
-) -> dict[str, Term]:
-    """FCFD from several teachers: the labels once, and every other term once for each teacher.
+def multi_teacher(recipes: Mapping[str, Terms]) -> dict[str, Term]:
+    """Several teachers: the labels once, and every other term once for each teacher.
 
     | term | is |
     |---|---|
-    | `label` | as in `kd` |
-    | `a/kl/student`, `a/feature/…`, `a/kl/…` | the terms of `fcfd(..., teacher="a")` |
+    | `label` | that of the first recipe |
+    | `a/kl/student`, `a/feature/…`, `a/kl/…` | the other terms of the recipe of teacher `a` |
 
     Args:
-        stages: The number of stages, the same for all networks.
-        paths: Crossed paths between the student and any of the teachers.
-        bridged: Bridged features of the student, into any of the teachers.
-        student: The letter of the network that learns.
-        teachers: The letters of the networks it learns from. Weights are not divided by their number.
-        temperature: T of every divergence.
-        feature_weight: The weight of every feature term.
-        path_weight: The weight of the crossed paths' divergences.
-        label_weight: The weight of the labels.
-        kl_weight: The weight of the student's own divergences.
+        recipes: The terms of each teacher by its letter, `{"a": recipes.fcfd(..., teacher="a"), ...}`.
+            Weights are not divided by the number of teachers.
+
+    Raises:
+        ValueError: There is no recipe.
 
     Example:
-        >>> list(multi_teacher(3, ("bss",), ("s>a",)))
+        >>> from fcfd import recipes
+        >>> a = recipes.fcfd(3, (), ("s>a",), teacher="a")
+        >>> b = recipes.fcfd(3, ("bss",), (), teacher="b")
+        >>> list(multi_teacher({"a": a, "b": b}))
         ['label', 'a/kl/student', 'a/feature/s>a', 'b/kl/student', 'b/kl/bss']
     """
-    paths, bridged = tuple(paths), tuple(bridged)
-    terms = {"label": Term(cross_entropy, student * stages, "Labels", label_weight)}
-    for teacher in teachers:
-        own = fcfd(
-            stages,
-            [path for path in paths if teacher in path],
-            [path for path in bridged if path[-1] == teacher],
-            student=student,
-            teacher=teacher,
-            temperature=temperature,
-            feature_weight=feature_weight,
-            path_weight=path_weight,
-            kl_weight=kl_weight,
-        )
-        terms |= {f"{teacher}/{name}": term for name, term in own.items() if name != "label"}
+    check_mapping("multi_teacher", "recipes", recipes, "a dict of recipes by the teacher's letter")
+    if not recipes:
+        raise ValueError("multi_teacher: there is no recipe; give one for each teacher by its letter.")
+    terms: dict[str, Term] = {}
+    for teacher, own in recipes.items():
+        for name, term in check_terms("multi_teacher", own).items():
+            if name != "label":
+                terms[f"{teacher}/{name}"] = term
+            elif "label" not in terms:
+                terms["label"] = term
     return terms
+
+
+def _check_networks(function: str, depth: int, student: str, teacher: str, least: int = 2) -> None:
+    check_integer(function, "depth", depth, least=least)
+    for name, letter in (("student", student), ("teacher", teacher)):
+        if not (isinstance(letter, str) and len(letter) == 1 and "a" <= letter <= "z"):
+            raise ValueError(f"{function}: {name} is {letter!r}; a network is one letter a-z.")
+    if student == teacher:
+        raise ValueError(f"{function}: student and teacher are both {student!r}; no network teaches itself.")
+
+
+def _bridged(function: str, paths: Iterable[str], depth: int | None = None) -> tuple[str, ...]:
+    """Paths that end in a bridge, checked."""
+    found = listed(function, paths)
+    if depth is not None:
+        check_integer(function, "depth", depth, least=1)
+    for path in found:
+        if not is_bridged(path):
+            raise ValueError(
+                f"{function}: path {path!r} does not end in a bridge; write '{path}>t' or the like."
+            )
+        if depth is not None and depth_of(path) >= depth:
+            raise ValueError(
+                f"{function}: path {path!r} runs {depth_of(path)} stages; of {depth}, features to bridge are "
+                f"at depths 1 to {depth - 1}."
+            )
+    return found
+
+
+def _crossed(function: str, paths: Iterable[str], depth: int) -> tuple[str, ...]:
+    """Paths to the logits that cross, checked."""
+    found = listed(function, paths)
+    check_integer(function, "depth", depth, least=1)
+    for path in found:
+        if depth_of(path) != depth or is_bridged(path):
+            raise ValueError(
+                f"{function}: path {path!r} runs {depth_of(path)} stages; a path to the logits runs {depth}."
+            )
+        if not crosses(path):
+            raise ValueError(f"{function}: path {path!r} stays in one network; a crossed path has two.")
+    return found

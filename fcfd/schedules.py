@@ -5,6 +5,9 @@ A float enters a compiled objective as a dynamic number: a new value per step do
 
 import math
 from collections.abc import Sequence
+from numbers import Real
+
+from ._text import check_number, check_type
 
 
 def constant(step: float, *, value: float = 1.0) -> float:
@@ -14,6 +17,7 @@ def constant(step: float, *, value: float = 1.0) -> float:
         >>> constant(7, value=0.5)
         0.5
     """
+    _check("constant", step=step, value=value)
     return float(value)
 
 
@@ -29,11 +33,15 @@ def linear_warmup(step: float, *, steps: float, end: float = 1.0) -> float:
         steps: How many until `end` is reached; published 20 epochs on CIFAR-100, 5 on ImageNet.
         end: The value after the warm-up.
 
+    Raises:
+        TypeError: An argument is no plain number.
+        ValueError: One is not finite, `step` is negative, or `steps` is not above 0.
+
     Example:
         >>> [linear_warmup(epoch, steps=4) for epoch in (0, 1, 3, 9)]
         [0.25, 0.5, 1.0, 1.0]
     """
-    _check_steps("linear_warmup", steps)
+    _check("linear_warmup", step=step, steps=steps, end=end)
     return float(end) * min(1.0, (step + 1) / steps)
 
 
@@ -54,6 +62,11 @@ def piecewise_constant(step: float, *, boundaries: Sequence[float], values: Sequ
         >>> [piecewise_constant(e, boundaries=(150, 180), values=(1.0, 0.1, 0.01)) for e in (149, 150, 200)]
         [1.0, 0.1, 0.01]
     """
+    _check("piecewise_constant", step=step)
+    for name, numbers in (("boundaries", boundaries), ("values", values)):
+        check_type("piecewise_constant", name, numbers, Sequence, "a tuple of numbers")
+        for number in numbers:
+            check_number("piecewise_constant", name, number)
     if len(values) != len(boundaries) + 1 or list(boundaries) != sorted(set(boundaries)):
         raise ValueError(
             f"piecewise_constant: {len(values)} values and boundaries {list(boundaries)}; "
@@ -73,11 +86,13 @@ def cosine(step: float, *, steps: float, start: float = 1.0, end: float = 0.0) -
         >>> [cosine(step, steps=2) for step in (0, 1, 2, 3)]
         [1.0, 0.5, 0.0, 0.0]
     """
-    _check_steps("cosine", steps)
+    _check("cosine", step=step, steps=steps, start=start, end=end)
     progress = min(max(step, 0), steps) / steps
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def _check_steps(function: str, steps: float) -> None:
-    if steps <= 0:
-        raise ValueError(f"{function}: steps is {steps}; give a positive number of steps or epochs.")
+def _check(function: str, **numbers: float) -> None:
+    for name, number in numbers.items():
+        check_type(function, name, number, Real, "a plain number")
+        least = 0 if name == "step" and function != "cosine" else None
+        check_number(function, name, number, above=0 if name == "steps" else None, least=least)

@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from ._copies import Copy, Kept, Pair, Places, adopt, call, places, plain, skeleton
 from ._tree import clone, shape
 
 Params: TypeAlias = Mapping[str, Tensor]
@@ -23,10 +23,11 @@ Column: TypeAlias = tuple[Stage | None, ...]
 
 
 def stage(module: nn.Module, prefix: str = "", *, protect: bool = True) -> Stage:
-    """Make a stage of a module, which is never changed by it.
+    """Make a stage of a module, which is never touched by it.
 
-    The module's mode (train or eval) is read at each call; so is torch's global generator, by dropout.
-    BatchNorm in train mode writes its new statistics to a copy, which comes back as the second result.
+    The stage runs a copy of the module's code and settings, made here; so edit the module first. Its mode
+    (train or eval) is read at each call; so is torch's global generator, by dropout. BatchNorm in train mode
+    writes its new statistics to a copy, which comes back as the second result.
 
     Args:
         module: Any module of one positional input.
@@ -43,33 +44,40 @@ def stage(module: nn.Module, prefix: str = "", *, protect: bool = True) -> Stage
         >>> head(params, {}, torch.ones(1, 3))
         (tensor([[3., 3.]]), {})
     """
-    params_of = _aliases(module.named_parameters(remove_duplicate=False), prefix)
-    buffers_of = _aliases(module.named_buffers(remove_duplicate=False), prefix)
-
-    return partial(_run, module, params_of, buffers_of, protect)
-
-
-def _run(
-    module: nn.Module,
-    params_of: Mapping[str, str],
-    buffers_of: Mapping[str, str],
-    protect: bool,
-    params: Params,
-    buffers: Buffers,
-    x: Any,
-) -> tuple[Any, dict[str, Tensor]]:
-    own = select("params", params, params_of.values())
-    state = {name: tensor.clone() for name, tensor in select("buffers", buffers, buffers_of.values()).items()}
-    tensors = {own_name: own[name] for own_name, name in params_of.items()}
-    tensors |= {own_name: state[name] for own_name, name in buffers_of.items()}
-    args = (clone(x) if protect else x,)
-    return functional_call(module, tensors, args, tie_weights=False, strict=True), state
+    own = places(module)
+    return whole(
+        module,
+        Places(
+            params={place: prefix + name for place, name in own.params.items()},
+            buffers={place: prefix + name for place, name in own.buffers.items()},
+        ),
+        protect=protect,
+    )
 
 
-def _aliases(named: Iterable[tuple[str, Tensor]], prefix: str) -> dict[str, str]:
-    """Every name of a tensor, with the first: the one under which a network's dict holds it."""
-    first: dict[Tensor, str] = {}
-    return {name: first.setdefault(tensor, prefix + name) for name, tensor in named}
+def whole(module: nn.Module, names: Places, *, protect: bool = True) -> Stage:
+    """Make a stage of a module whose tensors have these names."""
+    copied = skeleton(module)
+    modes = tuple(map(Pair, copied.modules(), module.modules()))
+    adopt(modes)  # here, so that a compiled stage does not find other flags in its second call
+    own = Copy(
+        module=copied,
+        modes=modes,
+        kept=tuple(Kept(part, plain(part)) for part in copied.modules()),
+        places=names,
+        recorded=False,
+    )
+    return partial(_run, own, protect)
+
+
+def _run(own: Copy, protect: bool, params: Params, buffers: Buffers, x: Any) -> tuple[Any, dict[str, Tensor]]:
+    weights = select("params", params, own.places.params.values())
+    state = select("buffers", buffers, own.places.buffers.values())
+    state = {name: tensor.clone() for name, tensor in state.items()}
+    tensors = {place: weights[name] for place, name in own.places.params.items()}
+    tensors |= {place: state[name] for place, name in own.places.buffers.items()}
+    y = call(own, tensors, (clone(x) if protect else x,), {})
+    return y, {name: tensors[place] for place, name in own.places.buffers.items()}
 
 
 def select(kind: str, tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:

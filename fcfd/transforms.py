@@ -8,7 +8,23 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from ._text import check_callable, check_type
+from ._tree import map_tensors
+from .layouts import Layout, into_form, is_formed, out_of_form
 from .stages import Buffers, Column, Params, Stage
+
+
+def _check_column(function: str, stages: Any) -> None:
+    """A column is a tuple of functions, and neither a network nor a module; those hold one."""
+    if hasattr(stages, "stages"):
+        raise TypeError(
+            f"{function}: stages is a {type(stages).__name__}; give one of its columns: network.stages, or "
+            "nets.stages['s']."
+        )
+    check_type(function, "stages", stages, (tuple, list), "a column: the tuple of a network's stages")
+    for at, stage in enumerate(stages):
+        if stage is not None:
+            check_callable(function, f"stages[{at}]", stage)
 
 
 def compiled(stages: Column, **options: Any) -> Column:
@@ -33,6 +49,7 @@ def compiled(stages: Column, **options: Any) -> Column:
         >>> run(dict(layer.named_parameters()), {}, torch.ones(1, 2))[0].shape
         torch.Size([1, 2])
     """
+    _check_column("compiled", stages)
     return tuple(
         stage if stage is None else torch.compile(_private(stage), **{"fullgraph": True, **options})
         for stage in stages
@@ -68,6 +85,7 @@ def checkpointed(stages: Column) -> Column:
         >>> run(dict(layer.named_parameters()), {}, torch.ones(1, 2))[0].shape
         torch.Size([1, 2])
     """
+    _check_column("checkpointed", stages)
     return tuple(stage if stage is None else partial(_recomputed, stage) for stage in stages)
 
 
@@ -76,6 +94,48 @@ def _recomputed(
 ) -> tuple[Any, dict[str, torch.Tensor]]:
     y, new = checkpoint(stage, params, buffers, x, use_reentrant=False)
     return y, new
+
+
+def laid_out(stages: Column, layouts: Sequence[Layout | None]) -> Column:
+    """Let the stages of a network hand out their features in the form that losses and bridges read.
+
+    Every stage arranges what it returns, and the next one arranges it back: the network computes the same.
+
+    Args:
+        stages: The column of a network.
+        layouts: That of each stage's feature (`fcfd.layouts.parse`), the logits left out. `None` stays.
+
+    Returns:
+        A column of the same length.
+
+    Example:
+        >>> double = lambda params, buffers, x: (2 * x, {})
+        >>> first, second = laid_out((double, double), (fcfd.layouts.parse("b h w c"),))
+        >>> first({}, {}, torch.ones(1, 5, 7, 3))[0].shape
+        torch.Size([1, 3, 5, 7])
+        >>> second({}, {}, torch.ones(1, 3, 5, 7))[0].shape
+        torch.Size([1, 5, 7, 3])
+    """
+    _check_column("laid_out", stages)
+    check_type("laid_out", "layouts", layouts, Sequence, "the layout of each stage's feature, or None")
+    for layout in layouts:
+        check_type("laid_out", "a layout", layout, (Layout, type(None)), "a parsed layout, or None")
+    around = [None, *(None if one is None or is_formed(one) else one for one in layouts), None]
+    return tuple(
+        [
+            stage if begin is end is None or stage is None else partial(_laid_out, stage, begin, end)
+            for stage, begin, end in zip(stages, around, around[1:], strict=False)
+        ]
+    )
+
+
+def _laid_out(
+    stage: Stage, begin: Layout | None, end: Layout | None, params: Params, buffers: Buffers, x: Any
+) -> tuple[Any, dict[str, torch.Tensor]]:
+    if begin is not None:
+        x = map_tensors(partial(out_of_form, layout=begin), x)
+    y, new = stage(params, buffers, x)
+    return (y if end is None else map_tensors(partial(into_form, layout=end), y)), new
 
 
 def joined(stages: Column, ends: Sequence[int]) -> Column:
@@ -97,6 +157,8 @@ def joined(stages: Column, ends: Sequence[int]) -> Column:
         >>> first({}, {}, 1)[0], second({}, {}, 1)[0]
         (2, 4)
     """
+    _check_column("joined", stages)
+    check_type("joined", "ends", ends, Sequence, "the depth at which each new stage ends")
     whole = tuple(stage for stage in stages if stage is not None)
     if sorted({*ends} - {0}) != list(ends) or [*ends][-1:] != [len(whole)] or len(whole) < len(stages):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Walk a plan across networks, measure terms on its values, and add them up."""
+"""Walk a plan across networks, evaluate terms on its values, and add them up."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -6,10 +6,38 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ._text import check_mapping, check_number, check_type, table
 from ._tree import detach, shapes
-from .paths import plan as plan_of, step
+from .paths import crosses, expand, plan as plan_of, step
 from .stages import Buffers, Column, Params, Stage
-from .terms import Terms, given, names, reads
+from .terms import Term, Terms, is_batch_data, path_names, present, reads
+
+
+class Columns(NamedTuple):
+    """What every walk takes, by column: `"s"`, `"t"`, `"s>t"`.
+
+    Args:
+        stages: The columns of stages.
+        params: A flat dict of parameters for each column.
+        buffers: The same of buffers.
+    """
+
+    stages: Mapping[str, Column]
+    params: Mapping[str, Params]
+    buffers: Mapping[str, Buffers]
+
+    def __repr__(self) -> str:
+        """The columns and how much each holds."""
+        rows = [
+            (
+                repr(name),
+                str(len(column)),
+                str(len(self.params.get(name, ()))),
+                str(len(self.buffers.get(name, ()))),
+            )
+            for name, column in self.stages.items()
+        ]
+        return table(("column", "stages", "parameters", "buffers"), rows)
 
 
 class Aux(NamedTuple):
@@ -24,6 +52,25 @@ class Aux(NamedTuple):
     parts: dict[str, Tensor]
     values: dict[str, Any]
     buffers: dict[str, dict[str, Tensor]]
+
+    def __repr__(self) -> str:
+        """Three tables: the parts with their numbers, the values with their shapes, the buffers."""
+        parts = [(name, _number(part)) for name, part in self.parts.items()]
+        values = [(repr(path), shapes(value)) for path, value in self.values.items()]
+        buffers = [(repr(column), f"{len(own)} tensors") for column, own in self.buffers.items()]
+        tables = table(("part", ""), parts), table(("value", ""), values), table(("buffers", ""), buffers)
+        return "\n\n".join(tables)
+
+
+def _number(part: Tensor) -> str:
+    """A scalar's number; its shape where there is none to read, as inside a transform."""
+    try:
+        return f"{part.item():.5g}"
+    except RuntimeError:
+        return shapes(part)
+
+
+# The walk
 
 
 def walk(
@@ -43,14 +90,16 @@ def walk(
         values: What is known before: `{"": images}`, and any path computed earlier, which is not run again.
             A batch that is a mapping of named inputs is seen by every later stage, among its buffers. Where
             networks read different batches, it is a mapping by network: `{"": {"s": small, "t": large}}`.
+            A mapping all of whose names are networks is one by network.
 
     Returns:
         `(values, written)`: every value by path, the known ones included; and, by path, the buffers as that
-        path left them. Nothing that was passed in is changed. `settle` keeps what belongs to pure paths.
+        path left them. Nothing that was passed in is changed. `merge_buffers` keeps what belongs to pure
+        paths.
 
     Raises:
-        ValueError: A network, stage, bridge or dict is missing, or a stage cannot read its input; the
-            text names the path.
+        ValueError: A network, stage, bridge, dict or source is missing, a stage cannot read its input, or
+            returns no pair; the text names the path. `torch.OutOfMemoryError` keeps its class.
 
     Example:
         >>> from fcfd import split, walk
@@ -60,8 +109,14 @@ def walk(
         >>> [list(values[path].shape) for path in ("", "s", "ss")]
         [[1, 2], [1, 3], [1, 2]]
     """
-    values, written = dict(values), {}
-    for path in plan:
+    if isinstance(plan, str):
+        raise TypeError(f"walk: plan is the string {plan!r}; give fcfd.plan(({plan!r},)).")
+    check_type("walk", "plan", plan, Iterable, "the paths that fcfd.plan returns")
+    for name, columns in (("stages", stages), ("params", params), ("buffers", buffers)):
+        check_mapping("walk", name, columns, "a dict by column: {'s': ..., 't': ...}")
+    check_mapping("walk", "values", values, "what is known, by path: {'': batch}")
+    values, written = {expand(path): value for path, value in values.items()}, {}
+    for path in map(expand, plan):
         if path not in values:
             values[path], written[path] = _run(path, stages, params, buffers, values)
     return values, written
@@ -79,23 +134,63 @@ def _run(
     for kind, dicts in (("params", params), ("buffers", buffers)):
         if column not in dicts:
             raise ValueError(f"walk: path {path!r} needs {kind}[{column!r}], which is missing.")
-    batch = _batch(values.get(""), column[-1])
-    inputs = tuple(values[source] if source else batch for source in sources)
+        check_mapping("walk", f"{kind}[{column!r}]", dicts[column], "a flat dict of tensors by name")
+    batch = _batch(path, values, stages)
+    inputs = tuple([values[source] if source else batch for source in _known(path, sources, values)])
     state = {**buffers[column], **batch} if isinstance(batch, Mapping) else buffers[column]
     try:
-        return stage(params[column], state, inputs[0] if len(inputs) == 1 else inputs)
-    except (ValueError, RuntimeError) as error:
-        if type(error) not in (ValueError, RuntimeError):
+        result = stage(params[column], state, inputs[0] if len(inputs) == 1 else inputs)
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(f"walk: path {path!r}: {error}") from error
+    except Exception as error:
+        if _is_compiler(error):
             raise
         raise ValueError(
             f"walk: path {path!r}: entry {at} of column {column!r} cannot run on {shapes(inputs)} "
-            f"from {' and '.join(map(repr, sources))}: {error}"
+            f"from {' and '.join(map(repr, sources))}: {_said(error)}"
         ) from error
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
+        raise ValueError(
+            f"walk: path {path!r}: entry {at} of column {column!r} returned {type(result).__name__}; a stage "
+            "returns the pair (y, new_buffers). fcfd.stage makes one of a module, fcfd.split of functions."
+        )
+    return result
 
 
-def _batch(batch: Any, letter: str) -> Any:
-    """What a network reads: its own batch where there is one for each, or else the batch of all."""
-    return batch[letter] if isinstance(batch, Mapping) and letter in batch else batch
+def _is_compiler(error: Exception) -> bool:
+    """Whether an error is torch.compile's own, whose class its users look for."""
+    return type(error).__module__.startswith("torch._dynamo")
+
+
+def _said(error: Exception) -> str:
+    """What an error says, with its class where that is news: a KeyError says but a key."""
+    plain = type(error) in (ValueError, RuntimeError)
+    return str(error) if plain else f"{type(error).__name__}: {error}"
+
+
+def _batch(path: str, values: Mapping[str, Any], stages: Mapping[str, Column]) -> Any:
+    """What the path's last network reads: its own batch where there is one for each, or that of all."""
+    batch = values.get("")
+    if not (isinstance(batch, Mapping) and batch and all(name in stages for name in batch)):
+        return batch
+    if path[-1] not in batch:
+        raise ValueError(
+            f"walk: path {path!r}: the batch is by network, and has none for {path[-1]!r}, only for "
+            f"{', '.join(map(repr, batch))}."
+        )
+    return batch[path[-1]]
+
+
+def _known(path: str, sources: tuple[str, ...], values: Mapping[str, Any]) -> tuple[str, ...]:
+    for source in sources:
+        if source == "" and source not in values:
+            raise ValueError(f"walk: path {path!r} reads the batch, values[''], which is missing.")
+        if source not in values:
+            raise ValueError(
+                f"walk: path {path!r} reads {source!r}, which is not known and not earlier in the plan; "
+                f"walk fcfd.plan(({path!r},))."
+            )
+    return sources
 
 
 def _stage(path: str, stages: Mapping[str, Column], column: str, at: int) -> Stage:
@@ -104,6 +199,7 @@ def _stage(path: str, stages: Mapping[str, Column], column: str, at: int) -> Sta
         raise ValueError(
             f"walk: path {path!r} needs {kind} {column!r}; there are {', '.join(map(repr, stages))}."
         )
+    check_type("walk", f"stages[{column!r}]", stages[column], (tuple, list), "a tuple of stages")
     if at >= len(stages[column]):
         raise ValueError(
             f"walk: path {path!r} needs entry {at} of column {column!r}, which ends at entry "
@@ -118,7 +214,9 @@ def _stage(path: str, stages: Mapping[str, Column], column: str, at: int) -> Sta
     return stage
 
 
-def settle(buffers: Mapping[str, Buffers], written: Mapping[str, Buffers]) -> dict[str, dict[str, Tensor]]:
+def merge_buffers(
+    buffers: Mapping[str, Buffers], written: Mapping[str, Buffers]
+) -> dict[str, dict[str, Tensor]]:
     """The buffers after a walk: what pure paths wrote, and what bridges wrote that read a pure path.
 
     Weights are shared by every path through a stage; statistics belong to the pure path. What a crossed
@@ -126,57 +224,98 @@ def settle(buffers: Mapping[str, Buffers], written: Mapping[str, Buffers]) -> di
 
     Example:
         >>> before = {"s": {"n": torch.tensor(0)}, "s>t": {}}
-        >>> settle(before, {"s": {"n": torch.tensor(1)}, "s>t": {}, "ts": {"n": torch.tensor(9)}})
+        >>> merge_buffers(before, {"s": {"n": torch.tensor(1)}, "s>t": {}, "ts": {"n": torch.tensor(9)}})
         {'s': {'n': tensor(1)}, 's>t': {}}
     """
-    settled = {column: dict(own) for column, own in buffers.items()}
+    check_mapping("merge_buffers", "buffers", buffers, "a dict by column")
+    check_mapping("merge_buffers", "written", written, "what fcfd.walk returned as written")
+    merged = {column: dict(own) for column, own in buffers.items()}
     for path, own in written.items():
         sources, column, _ = step(path)
-        if len(set(sources[0])) <= 1:
-            settled[column].update(own)
-    return settled
+        if column not in merged:
+            raise ValueError(f"merge_buffers: path {path!r} wrote to {column!r}, which buffers lacks.")
+        if not crosses(sources[0]):
+            merged[column].update(own)
+    return merged
 
 
-def measure(terms: Terms, values: Mapping[str, Any]) -> dict[str, Tensor]:
+# Terms on the values of a walk
+
+
+def evaluate(terms: Terms, values: Mapping[str, Any]) -> dict[str, Tensor]:
     """Every term's loss on the values of a walk: unweighted scalars by name, targets detached.
 
+    Terms of weight 0 are left out.
+
     Raises:
-        ValueError: A value that a term reads is missing, or its loss refuses the shapes; the text names
+        ValueError: A value that a term reads is missing, or its loss refuses what it reads; the text names
             the term and both paths.
 
     Example:
-        >>> from fcfd.logits import cross_entropy
+        >>> from fcfd.losses import cross_entropy
         >>> from fcfd.terms import Term
         >>> values = {"s": torch.zeros(1, 2), "Labels": torch.tensor([1])}
-        >>> measure({"label": Term(cross_entropy, "s", "Labels")}, values)
+        >>> evaluate({"label": Term(cross_entropy, "s", "Labels")}, values)
         {'label': tensor(0.6931)}
     """
-    parts = {}
-    for name, term in terms.items():
-        for read in (*names(term.prediction), *names(term.target)):
-            if read not in values:
-                way_out = "give it with the batch" if given(read) else "add the path to the plan"
-                raise ValueError(f"measure: term {name!r} reads {read!r}, which is missing; {way_out}.")
-        predictions = [values[path] for path in names(term.prediction)]
-        targets = [detach(values[path]) for path in names(term.target)]
-        try:
-            parts[name] = term.loss(*predictions, *targets).mean()
-        except ValueError as error:
-            raise ValueError(
-                f"measure: term {name!r}, {term.prediction!r} towards {term.target!r}: {error}"
-            ) from error
-    return parts
+    check_mapping("evaluate", "values", values, "what a walk returned, by path")
+    return {name: _part(name, term, values) for name, term in present(terms).items()}
 
 
-def total(terms: Terms, parts: Mapping[str, Tensor]) -> Tensor:
-    """The weighted sum of the terms' parts, a scalar.
+def _part(name: str, term: Term, values: Mapping[str, Any]) -> Tensor:
+    predictions = [_value(name, path, values) for path in path_names(term.prediction)]
+    targets = [detach(_value(name, path, values)) for path in path_names(term.target)]
+    try:
+        part = term.loss(*predictions, *targets)
+        if isinstance(part, Tensor):
+            return part.mean()
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(f"evaluate: term {name!r}: {error}") from error
+    except Exception as error:
+        if _is_compiler(error):
+            raise
+        raise ValueError(
+            f"evaluate: term {name!r}, {term.prediction!r} towards {term.target!r}"
+            f"{_several(predictions)}: {_said(error)}"
+        ) from error
+    raise ValueError(
+        f"evaluate: term {name!r}: its loss returned {type(part).__name__}, where one tensor is wanted."
+    )
+
+
+def _value(name: str, path: str, values: Mapping[str, Any]) -> Any:
+    if path not in values:
+        way_out = "give it with the batch" if is_batch_data(path) else "add the path to the plan"
+        raise ValueError(f"evaluate: term {name!r} reads {path!r}, which is missing; {way_out}.")
+    return values[path]
+
+
+def _several(predictions: list[Any]) -> str:
+    """A hint, where a prediction is no single tensor."""
+    kinds = [type(value).__name__ for value in predictions if not isinstance(value, Tensor)]
+    return f" (the prediction is a {kinds[0]}; read one tensor of it by fcfd.terms.entry)" if kinds else ""
+
+
+def weighted_sum(terms: Terms, parts: Mapping[str, Tensor]) -> Tensor:
+    """The weighted sum of the terms' parts, a scalar. Terms of weight 0 are left out.
 
     Raises:
-        ValueError: There is no term.
+        ValueError: There is no term, or a weight is no finite number and no scalar tensor.
+
+    Example:
+        >>> from fcfd import recipes
+        >>> terms = recipes.kd(2)
+        >>> weighted_sum(terms, {"label": torch.tensor(1.0), "kl/student": torch.tensor(2.0)})
+        tensor(3.)
     """
-    if not terms:
-        raise ValueError("total: there is no term to add up.")
-    return torch.stack([term.weight * parts[name] for name, term in terms.items()]).sum()
+    counted = present(terms)
+    if not counted:
+        raise ValueError("weighted_sum: there is no term to add up.")
+    for name, term in counted.items():
+        check_number("weighted_sum", f"the weight of term {name!r}", term.weight)
+        if not isinstance(parts.get(name), Tensor) or parts[name].ndim > 0:
+            raise ValueError(f"weighted_sum: parts[{name!r}] must be a scalar, as fcfd.evaluate returns it.")
+    return torch.stack([term.weight * parts[name] for name, term in counted.items()]).sum()
 
 
 def objective(
@@ -186,7 +325,7 @@ def objective(
     buffers: Mapping[str, Buffers],
     values: Mapping[str, Any],
 ) -> tuple[Tensor, Aux]:
-    """Walk the paths that some terms read, measure the terms, add them up.
+    """Walk the paths that some terms read, evaluate the terms, add them up.
 
     This is the whole of every method in this library: `losses.fcfd` is it with the terms of FCFD.
 
@@ -202,8 +341,9 @@ def objective(
         `(loss, aux)`, as `torch.func.grad(..., has_aux=True)` expects.
 
     Raises:
-        ValueError: As `walk` and `measure`.
+        ValueError: As `walk`, `evaluate` and `weighted_sum`.
     """
-    values, written = walk(plan_of(reads(terms.values())), stages, params, buffers, values)
-    parts = measure(terms, values)
-    return total(terms, parts), Aux(parts, values, settle(buffers, written))
+    planned = plan_of(reads(present(terms).values()))
+    values, written = walk(planned, stages, params, buffers, values)
+    parts = evaluate(terms, values)
+    return weighted_sum(terms, parts), Aux(parts, values, merge_buffers(buffers, written))

@@ -7,7 +7,7 @@ repository); its README defines what is repeated here in code. Everything is flo
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from math import prod
+from math import prod, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def _filled(key: str, shape: list[int]) -> Tensor:
     if last == "running_var":
         return 1 + 0.5 * n.abs()
     if len(shape) > 1:
-        return n * (2 / prod(shape[1:])) ** 0.5
+        return n * sqrt(2 / prod(shape[1:]))
     return 1 + 0.1 * n if last.endswith("weight") else 0.1 * n
 
 

@@ -39,7 +39,7 @@ def prepare() -> None:
     _libraries.append(library)
     # Only after its import: torchvision registers shapes and gradients for operators that are not here.
     for user in ("torchvision.extension", "torchvision.ops.roi_align"):
-        import_module(user)._has_ops = lambda: True
+        vars(import_module(user))["_has_ops"] = lambda: True
 
 
 def _compiled_operators_load() -> bool:

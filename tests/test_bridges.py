@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fcfd import bridge
-from fcfd._layout import average, channels_last, places
+from fcfd.layouts import channels_last
 
 side = st.integers(1, 12)
 channels = st.integers(1, 5)
@@ -127,15 +127,6 @@ def test_channels_may_be_last(rectified):
         torch.testing.assert_close(y if target == "first" else y.movedim(3, 1), same)
 
 
-def test_a_pooled_feature_is_averaged_over_its_places():
-    """Maps, channels-last maps and tokens of the same content have the same mean for each channel."""
-    x = torch.randn(2, 6, 4, 4)
-    for feature in (x, x.movedim(1, 3), x.flatten(2).mT):
-        torch.testing.assert_close(average(feature), x.mean((2, 3)))
-        assert places(tuple(feature.shape)) == 16
-    assert average(x[:, :, 0, 0]).shape == (2, 6)
-
-
 def test_vectors():
     module = bridge((2, 6), (2, 4), rectified=True)
     assert _children(module) == ["linear", "bn", "act"]
@@ -156,7 +147,7 @@ def test_bridges_compile_in_one_graph():
 
 
 @pytest.mark.parametrize(
-    ("source", "target"), [((2, 3, 4, 4), (2, 5)), ((2, 3, 4, 4, 4), (2, 3, 4, 4, 4)), ((2,), (2, 3))]
+    ("source", "target"), [((2, 3, 4, 4), (2, 5)), ((2, 3, 4, 4, 4), (2, 3, 4, 4)), ((2,), (2, 3))]
 )
 def test_layouts_without_a_bridge_are_refused(source, target):
     with pytest.raises(ValueError, match=r"bridge: no bridge leads from \[2.*Pass a module of your own"):
@@ -164,5 +155,76 @@ def test_layouts_without_a_bridge_are_refused(source, target):
 
 
 def test_tokens_that_are_no_grid_are_refused():
-    with pytest.raises(ValueError, match=r"bridge: 15 tokens are no square grid .* \(3·3 leaves 6\)"):
+    with pytest.raises(
+        ValueError, match=r"bridge: 15 tokens are no grid of 4·4 or its ratio, .* State their layout"
+    ):
         bridge((2, 15, 6), (2, 3, 4, 4))
+
+
+@pytest.mark.parametrize(("tokens", "wide"), [(64, 16), (66, 16), (16, 8), (256, 32)])
+def test_tokens_lie_on_the_grid_of_the_map_at_the_other_end(tokens, wide):
+    """A map of 4·16 knows its own size and ratio: 64 tokens are not laid out 8·8."""
+    to_map = bridge((2, tokens, 8), (2, 6, 4, 16)).eval()
+    assert to_map.map.grid.width == wide
+    assert to_map(torch.randn(2, tokens, 8)).shape == (2, 6, 4, 16)
+    to_tokens = bridge((2, 6, 4, 16), (2, tokens, 8)).eval()
+    assert to_tokens(torch.randn(2, 6, 4, 16)).shape == (2, tokens, 8)
+
+
+def test_tokens_that_no_grid_of_the_ratio_holds_are_refused():
+    with pytest.raises(ValueError, match=r"bridge: 81 tokens are no grid of 4·16 or its ratio"):
+        bridge((2, 6, 4, 16), (2, 81, 8))
+
+
+def test_a_stated_grid_is_taken():
+    module = bridge((2, 1 + 60, 8), (2, 6, 3, 5), layouts=("b (1 + h=6 w) c", None)).eval()
+    assert module.map.grid == (6, 10, 1)
+    with pytest.raises(ValueError, match="61 tokens are no such grid"):
+        bridge((2, 61, 8), (2, 6, 3, 5), layouts=("b (1 + h=7 w) c", None))
+
+
+def test_tokens_of_a_larger_image_lie_on_a_larger_grid_of_the_same_ratio():
+    module = bridge((2, 1 + 4 * 6, 8), (2, 6, 4, 6)).eval()
+    assert module(torch.randn(2, 1 + 8 * 12, 8)).shape == (2, 6, 8, 12)
+    with pytest.raises(ValueError, match=r"bridge: 25 tokens lie on no grid of the ratio 4·6"):
+        module(torch.randn(2, 26, 8))
+
+
+LAYOUTS = {
+    "b c t": (2, 6, 20),
+    "b t c": (2, 20, 6),
+    "b c h w": (2, 6, 4, 5),
+    "b h w c": (2, 4, 5, 6),
+    "b (h=4 w) c": (2, 20, 6),
+    "b (1 + h=4 w) c": (2, 21, 6),
+}
+
+
+@pytest.mark.parametrize("source", LAYOUTS)
+@pytest.mark.parametrize("target", LAYOUTS)
+def test_every_layout_of_places_leads_to_every_other(source, target):
+    row, other = "t" in source.split(), "t" in target.split()
+    if row != other:
+        return  # a sequence and a map of several rows have no places in common, unless tokens have a grid
+    module = bridge(LAYOUTS[source], LAYOUTS[target], layouts=(source, target)).eval()
+    x = torch.randn(LAYOUTS[source], requires_grad=True)
+    y = module(x)
+    assert y.shape == LAYOUTS[target]
+    y.sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_a_sequence_with_channels_first_is_convolved_along_its_length():
+    module = bridge((2, 64, 100), (2, 32, 50), layouts=("b c t", "b c t"))
+    assert module.conv.weight.shape == (32, 64, 1, 3)
+    assert module(torch.randn(2, 64, 200)).shape == (2, 32, 100)
+
+
+@pytest.mark.parametrize("there", [(4, 6, 8), (2, 3, 4), (8, 12, 16), (3, 5, 7)])
+def test_volumes(there):
+    module = bridge((2, 3, 4, 6, 8), (2, 5, *there), rectified=True)
+    x = torch.randn(2, 3, 4, 6, 8)
+    assert module(x).shape == (2, 5, *there)
+    torch.testing.assert_close(
+        torch.compile(module.eval(), fullgraph=True, backend="aot_eager")(x), module(x)
+    )

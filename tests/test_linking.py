@@ -46,11 +46,9 @@ def test_a_path_that_crosses_twice_has_both_bridges():
     *_, networks = _networks()
     nets = fcfd.link(networks, example=batch()[0], paths=("stss",))
     assert _built(nets) == {"s>t": ["0"], "t>s": ["1"]}
-    values, written = fcfd.walk(
-        fcfd.plan(nets.crossings), nets.stages, nets.params, nets.buffers, {"": batch()[0]}
-    )
+    values, written = fcfd.walk(fcfd.plan(nets.crossings), *nets.columns, {"": batch()[0]})
     assert values["stss"].shape == (4, 10)
-    settled = fcfd.settle(nets.buffers, written)
+    settled = fcfd.merge_buffers(nets.buffers, written)
     assert not torch.equal(settled["s>t"]["0.bn.running_mean"], nets.buffers["s>t"]["0.bn.running_mean"])
     assert torch.equal(settled["t>s"]["1.bn.running_mean"], nets.buffers["t>s"]["1.bn.running_mean"])
 
@@ -105,10 +103,10 @@ def test_bridges_are_an_ordinary_module():
         assert tensor.dtype == torch.float64
     optimizer = torch.optim.SGD(nets.bridges.parameters(), lr=0.1)
     images, labels = batch()
-    loss, _ = losses.fcfd(nets.stages, nets.params, nets.buffers, images, labels, paths=nets.crossings)
+    loss, _ = losses.fcfd(*nets.columns, images, labels, paths=nets.crossings)
     loss.backward()
     optimizer.step()
-    moved, _ = losses.fcfd(nets.stages, nets.params, nets.buffers, images, labels, paths=nets.crossings)
+    moved, _ = losses.fcfd(*nets.columns, images, labels, paths=nets.crossings)
     assert moved.item() != loss.item()
 
 
@@ -129,7 +127,7 @@ def test_a_bridge_may_see_the_target_s_feature():
     blend = Blend().double()
     images, _ = batch()
     nets = fcfd.link(networks, example=images, paths=("ss&ttt",), bridges={"ss&t": blend})
-    values, _ = fcfd.walk(fcfd.plan(["ss&ttt"]), nets.stages, nets.params, nets.buffers, {"": images})
+    values, _ = fcfd.walk(fcfd.plan(["ss&ttt"]), *nets.columns, {"": images})
     torch.testing.assert_close(values["ss&t"], (blend.map(values["ss"]) + values["tt"]) / 2)
     assert nets.crossings == ("ss&ttt",)
 
@@ -183,7 +181,7 @@ def test_a_longer_network_is_joined_where_its_resolutions_match():
     nets = fcfd.link({"t": fcfd.split(teacher), "s": fcfd.split(student)}, example=images)
     assert nets.names == {"t": ("1", "2", "4"), "s": ("0", "1", "2")}
     assert nets.crossings == ("stt", "tss")
-    loss, aux = losses.fcfd(nets.stages, nets.params, nets.buffers, images, labels, paths=nets.crossings)
+    loss, aux = losses.fcfd(*nets.columns, images, labels, paths=nets.crossings)
     assert aux.values["tt"].shape == (4, 8, 4, 4)
     whole = nn.Sequential(*teacher)
     torch.testing.assert_close(aux.values["ttt"], whole(images))
@@ -201,9 +199,7 @@ def test_networks_may_read_other_inputs():
 
     example = {"s": torch.randn(2, 3, 8, 8), "t": torch.randn(2, 3, 16, 16)}
     nets = fcfd.link({"s": network(8), "t": network(16)}, example=example, paths=("st", "ts", "s>t"))
-    loss, aux = losses.fcfd(
-        nets.stages, nets.params, nets.buffers, example, torch.tensor([0, 2]), paths=nets.crossings
-    )
+    loss, aux = losses.fcfd(*nets.columns, example, torch.tensor([0, 2]), paths=nets.crossings)
     assert aux.values["s>t"].shape == aux.values["t"].shape == (2, 4, 8, 8)
     loss.backward()
 
@@ -250,7 +246,7 @@ def test_pyramids_are_bridged_level_by_level_or_all_to_all(student_levels):
     assert sources == ([["0"], ["1"], ["2"]] if student_levels == 3 else [["0", "1"]] * 3)
 
     def loss():
-        return losses.fcfd(nets.stages, nets.params, nets.buffers, images, labels, paths=nets.crossings)
+        return losses.fcfd(*nets.columns, images, labels, paths=nets.crossings)
 
     before, aux = loss()
     maps = aux.values["s>t"]
@@ -272,7 +268,7 @@ def test_a_map_is_bridged_to_a_pyramid_and_back():
     networks = {"t": detector(6, 2), "s": detector(4, 1)}
     images, labels = batch(dtype=torch.float32)
     nets = fcfd.link(networks, example=images)
-    loss, aux = losses.fcfd(nets.stages, nets.params, nets.buffers, images, labels, paths=nets.crossings)
+    loss, aux = losses.fcfd(*nets.columns, images, labels, paths=nets.crossings)
     loss.backward()
     assert nets.crossings == ("stt", "tss")
     assert aux.values["t>s"].shape == aux.values["s"].shape
@@ -295,6 +291,111 @@ def test_features_that_hold_more_than_tensors_need_a_bridge_of_one_s_own():
 def test_a_pyramid_of_another_form_is_refused():
     two = [torch.ones(1), torch.ones(1)]
     with pytest.raises(
-        ValueError, match=r"^each: the prediction holds 2 tensors as list, the target 1 as dict"
+        ValueError, match=r"^multi_level: the prediction holds 2 tensors as list, the target 1 as dict"
     ):
-        fcfd.terms.each(nn.functional.mse_loss)(two, {"a": torch.ones(1)})
+        fcfd.terms.multi_level(nn.functional.mse_loss)(two, {"a": torch.ones(1)})
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("which", ["t", "s", "ts"])
+def test_bridges_are_in_float32_whatever_the_networks_are_in(half, which):
+    """A bridge reads the source's type and writes the target's; its own weights train in float32."""
+    torch.manual_seed(0)
+    dtypes = {letter: half if letter in which else torch.float32 for letter in "ts"}
+    networks = {
+        letter: fcfd.split(list(nn.ModuleList(stages(3)).to(dtype).eval()))
+        for letter, dtype in dtypes.items()
+    }
+    images, labels = batch(dtype=torch.float32)
+    example = {letter: images.to(dtype) for letter, dtype in dtypes.items()}
+    nets = fcfd.link(networks, example=example)
+    assert {weight.dtype for weight in nets.bridges.parameters()} == {torch.float32}
+    loss, aux = losses.fcfd(*nets.columns, example, labels, paths=nets.crossings)
+    loss.backward()
+    assert loss.isfinite()
+    assert aux.values["s>t"].dtype == dtypes["t"]
+    assert aux.values["ts"].dtype == dtypes["s"]
+    assert all(weight.grad.isfinite().all() for name, weight in nets.bridges.named_parameters())
+
+
+def test_link_under_autocast_builds_the_same_bridges():
+    torch.manual_seed(0)
+    networks = {letter: fcfd.split(list(nn.ModuleList(stages(3)))) for letter in "ts"}
+    images, labels = batch(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        nets = fcfd.link(networks, example=images)
+    assert {weight.dtype for weight in nets.bridges.parameters()} == {torch.float32}
+    loss, aux = losses.fcfd(*nets.columns, images, labels, paths=nets.crossings)
+    loss.backward()
+    assert aux.values["s>t"].dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        half, _ = losses.fcfd(*nets.columns, images, labels, paths=nets.crossings)
+    torch.testing.assert_close(half, loss, rtol=0.05, atol=0.0)
+
+
+class Sound(nn.Module):
+    """Two convolutions over time, and a classifier: features `[batch, channels, time]`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv1d(1, width, 5, 2, 2), nn.BatchNorm1d(width), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv1d(width, width, 5, 2, 2), nn.BatchNorm1d(width), nn.ReLU())
+        self.head = nn.Linear(width, 5)
+
+    def parts(self) -> list:
+        return [self.first, self.second, lambda x: x.mean(2), self.head]
+
+
+def test_a_sequence_with_channels_first_is_stated_and_learns():
+    torch.manual_seed(0)
+    cut = {}
+    for letter, width in (("t", 8), ("s", 6)):
+        sound = Sound(width)
+        cut[letter] = fcfd.split([sound.first, sound.second, nn.Sequential(Mean(), sound.head)])
+    clips, labels = torch.randn(4, 1, 64), torch.tensor([0, 1, 2, 3])
+    with pytest.raises(ValueError, match=r"feature 's', \[4, 6, 32\], may be 'b t c' \(tokens\) or 'b c t'"):
+        fcfd.link(cut, example=clips)
+    nets = fcfd.link(cut, example=clips, layouts={"s": "b c t", "t": "b c t"})
+    loss, aux = losses.fcfd(*nets.columns, clips, labels, paths=nets.crossings)
+    assert aux.values["s"].shape == (4, 6, 1, 32)
+    pooled = aux.values["ss>t"].relu().mean((2, 3)) - aux.values["tt"].relu().mean((2, 3))
+    torch.testing.assert_close(aux.parts["pooled/ss>t"], pooled.square().mean())
+    loss.backward()
+    other, _ = losses.fcfd(*nets.columns, torch.randn(4, 1, 128), labels, paths=nets.crossings)
+    assert other.isfinite()
+
+
+class Mean(nn.Module):
+    """The mean over time."""
+
+    def forward(self, x):
+        return x.mean(2)
+
+
+@pytest.mark.parametrize(
+    ("networks", "error", "text"),
+    [
+        ({"s": nn.Linear(2, 2)}, TypeError, "link: networks['s'] is a Linear; split it first"),
+        ({"S": None}, ValueError, "a network is one letter a-z, not 'S'"),
+    ],
+)
+def test_what_is_no_network_is_refused(networks, error, text):
+    *_, good = _networks()
+    networks = {letter: network if network is not None else good["t"] for letter, network in networks.items()}
+    with pytest.raises(error) as found:
+        fcfd.link(good | networks, example=batch()[0])
+    assert text in str(found.value)
+
+
+def test_layouts_of_nothing_are_refused():
+    *_, networks = _networks()
+    with pytest.raises(ValueError, match="link: layouts names 'q', which is no network and no feature"):
+        fcfd.link(networks, example=batch()[0], layouts={"q": "b c h w"})
+
+
+def test_paths_and_bridges_may_be_written_short():
+    *_, networks = _networks()
+    own = nn.Conv2d(6, 8, 1).double()
+    nets = fcfd.link(networks, example=batch()[0], paths=("s2t2",), bridges={"s2>t": own})
+    assert nets.crossings == ("sstt",)
+    assert nets.bridges["s>t"]["1"] is own

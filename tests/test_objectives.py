@@ -31,7 +31,7 @@ def test_fcfd_is_the_sum_of_kd_appearance_and_function():
     *_, nets = pair()
     images, labels = batch()
     loss, aux = _fcfd(nets, images, labels, feature_weight=0.7, path_weight=0.2, temperature=3.0)
-    columns = nets.stages, nets.params, nets.buffers
+    columns = nets.columns
     app, _ = losses.appearance(*columns, images)
     fun, _ = losses.function(
         *columns, images, paths=ONE_EACH, feature_weight=0.7, path_weight=0.2, temperature=3.0
@@ -80,7 +80,7 @@ def test_gradients_reach_what_trains_and_nothing_else(paths, student, bridges):
 def test_a_crossed_path_trains_its_bridge_and_its_own_student_stages(path, student, bridge):
     """Into the teacher: the stages before it, through frozen ones. Into the student: the stages after it."""
     *_, nets = pair()
-    loss, _ = losses.function(nets.stages, nets.params, nets.buffers, batch()[0], paths=(path,))
+    loss, _ = losses.function(*nets.columns, batch()[0], paths=(path,))
     loss.backward()
     expected = {f"s/{name}" for name in nets.params["s"] if name[0] in student}
     column, _, prefix = bridge.partition("/")
@@ -96,8 +96,8 @@ def test_a_network_beside_itself_has_nothing_to_learn():
     identity = {path: module for path, module in identity.items() if path != "ttt>s"}
     images, _ = batch()
     nets = fcfd.link({"s": network, "t": network}, example=images, bridges=identity)
-    app, _ = losses.appearance(nets.stages, nets.params, nets.buffers, images)
-    fun, aux = losses.function(nets.stages, nets.params, nets.buffers, images, paths=nets.crossings)
+    app, _ = losses.appearance(*nets.columns, images)
+    fun, aux = losses.function(*nets.columns, images, paths=nets.crossings)
     assert app.item() == 0.0
     assert abs(fun.item()) < 1e-14
     for path in nets.crossings:
@@ -111,7 +111,7 @@ def test_nothing_changes_unless_it_is_written(mode):
     things = teacher, student, nets.bridges, nets.params, nets.buffers, images, labels
     before = snapshot(*things)
     _, aux = _fcfd(nets, images, labels, paths=nets.crossings)
-    losses.appearance(nets.stages, nets.params, nets.buffers, images)
+    losses.appearance(*nets.columns, images)
     assert_unchanged(before, *things)
     fcfd.write_buffers_(student, aux.buffers["s"])
     for name, tensor in student.named_buffers():
@@ -173,7 +173,7 @@ def test_compiled_equals_eager_in_one_graph(mode):
     images, labels = batch()
     loss, aux, expected = _gradients(nets, images, labels)
     compiled = torch.compile(losses.fcfd, fullgraph=True, backend="aot_eager")
-    columns = nets.stages, nets.params, nets.buffers
+    columns = nets.columns
     value, aux_of = compiled(*columns, images, labels, paths=ONE_EACH)
     torch.testing.assert_close(value, loss)
     torch.testing.assert_close(aux_of.parts, aux.parts)
@@ -190,7 +190,7 @@ def test_a_weight_that_moves_by_step_does_not_recompile():
     compiled = torch.compile(losses.fcfd, fullgraph=True, backend=counter)
     for epoch in range(6):
         weight = 5 * fcfd.schedules.linear_warmup(epoch, steps=20)
-        compiled(nets.stages, nets.params, nets.buffers, images, labels, paths=(), feature_weight=weight)
+        compiled(*nets.columns, images, labels, paths=(), feature_weight=weight)
     assert counter.frame_count <= 2, "one graph for the first value, one for all others"
 
 

@@ -6,10 +6,25 @@ import sys
 from collections import Counter
 from itertools import combinations
 
+import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from fcfd.paths import bridged, crossings, depth, draw, plan, prefixes, step
+from fcfd.paths import (
+    bridged,
+    counterpart,
+    crosses,
+    crossings,
+    depth,
+    draw,
+    expand,
+    is_bridged,
+    path_of,
+    plan,
+    prefixes,
+    pure,
+    step,
+)
 
 LETTERS = "abst"
 
@@ -154,3 +169,88 @@ def test_draw_differs_by_step_and_by_seed():
 def test_draw_refuses_a_count_that_cannot_be(count):
     with pytest.raises(ValueError, match=f"cannot draw {count} of 6 paths without replacement"):
         draw(crossings(5), count, seed=0, step=0)
+
+
+@given(paths())
+def test_the_questions_agree_with_the_steps(path):
+    last = step(path)
+    assert is_bridged(path) == (len(last.column) == 3)
+    assert crosses(path) == (len({letter for letter in path if letter.isalpha()}) > 1)
+    assert counterpart(path) == pure(path[-1], depth(path))
+    assert len(prefixes(path)) == depth(path) + path.count("&") + sum(
+        is_bridged(value) and ">" in value for value in prefixes(path)
+    )
+    if not crosses(last.reads[0]):
+        simple = path_of(last.column, last.at)
+        assert step(simple).column == last.column
+        assert step(simple).at == last.at
+
+
+@given(st.lists(st.tuples(st.sampled_from("st"), st.integers(1, 30)), min_size=1, max_size=4))
+def test_a_number_repeats_the_letter_before_it(runs):
+    short = "".join(f"{letter}{count}" for letter, count in runs)
+    long = "".join(letter * count for letter, count in runs)
+    assert expand(short) == long == expand(long)
+    assert plan([short]) == plan([long])
+    assert depth(short) == len(long)
+    assert step(short) == step(long)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("3s", "a number stands behind '3', which is no network"),
+        ("ss>3t", "a number stands behind '>'"),
+        ("S3", "a number stands behind 'S'"),
+        ("s0", "repeats 's' 0 times"),
+        ("s99999", "repeats 's' 99999 times"),
+    ],
+)
+def test_a_number_without_a_letter_is_refused(path, text):
+    with pytest.raises(ValueError, match="^expand: ") as error:
+        plan([path])
+    assert text in str(error.value)
+
+
+@pytest.mark.parametrize("function", [plan, lambda paths: draw(paths, 1, seed=0, step=0)])
+def test_one_string_is_no_list_of_paths(function):
+    with pytest.raises(ValueError, match=r"paths is the string 'ssttt'; give a tuple of paths: \('ssttt',\)"):
+        function("ssttt")
+
+
+def test_lists_of_paths_are_checked():
+    with pytest.raises(TypeError, match="draw: paths is a generator; give a tuple or list of paths"):
+        draw((path for path in crossings(5)), 1, seed=0, step=0)
+    with pytest.raises(ValueError, match="draw: path 'ssttt' is given twice"):
+        draw(("ssttt", "s2t3"), 1, seed=0, step=0)
+    with pytest.raises(TypeError, match="expand: a path is a string such as 'ssttt', not int"):
+        plan([3])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"draw: count is 1\.5 of type float; give an integer"):
+        draw(crossings(5), 1.5, seed=0, step=0)
+    with pytest.raises(TypeError, match="draw: step is True of type bool"):
+        draw(crossings(5), 1, seed=0, step=True)
+    assert draw(crossings(5), np.int64(2), seed=0, step=np.int64(3)) == draw(crossings(5), 2, seed=0, step=3)
+
+
+@pytest.mark.parametrize("function", [crossings, bridged])
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "text"),
+    [
+        ((0,), {}, ValueError, "depth is 0; give at least 1"),
+        ((5,), {"first": 0}, ValueError, "first is 0; give at least 1"),
+        ((5.0,), {}, TypeError, r"depth is 5\.0 of type float; give an integer"),
+        ((5, "st"), {}, ValueError, "directions is a string; give a tuple of pairs"),
+        ((5, ("s",)), {}, ValueError, "direction 's' is no pair of two networks"),
+        ((5, ("ss",)), {}, ValueError, "direction 'ss' is no pair of two networks"),
+        ((5, ("sT",)), {}, ValueError, "a network is one letter a-z, not 'T'"),
+    ],
+)
+def test_depths_and_directions_are_checked(function, arguments, options, error, text):
+    with pytest.raises(error, match=text):
+        function(*arguments, **options)
+
+
+@pytest.mark.parametrize("path", ["s>", "ss>tt", "ss>t&s", "s>s", "S"])
+def test_depth_is_of_paths_alone(path):
+    with pytest.raises(ValueError, match="^(step|depth): "):
+        depth(path)

@@ -40,14 +40,14 @@ def _trained(nets, loss) -> dict[str, set[str]]:
 
 
 def test_kd():
-    _, loss, aux, labels = _run(recipes.kd(4, temperature=2.0, label_weight=0.1, kl_weight=0.9))
+    _, loss, aux, labels = _run(fcfd.scaled(recipes.kd(4, temperature=2.0), {"label": 0.1, "kl": 0.9}))
     v = aux.values
     divergence = kl(v["ssss"], v["tttt"], temperature=2.0).mean()
     torch.testing.assert_close(loss, 0.1 * cross_entropy(v["ssss"], labels).mean() + 0.9 * divergence)
 
 
 def test_hints():
-    nets, loss, aux, _ = _run(recipes.hints(("ss>t",), weight=100.0))
+    nets, loss, aux, _ = _run(fcfd.scaled(recipes.hints(("ss>t",)), 100.0))
     torch.testing.assert_close(loss, 100 * squared_error(aux.values["ss>t"], aux.values["tt"]).mean())
     assert "sss" not in aux.values, "nothing beyond the hint is computed"
     assert _trained(nets, loss) == {"s": {"0", "1"}, "t": set(), "s>t": {"1"}}
@@ -57,12 +57,12 @@ def test_simkd_trains_the_body_and_deploys_a_crossed_path():
     nets, loss, aux, _ = _run(recipes.simkd(4))
     torch.testing.assert_close(loss, squared_error(aux.values["sss>t"], aux.values["ttt"]).mean())
     assert _trained(nets, loss) == {"s": {"0", "1", "2"}, "t": set(), "s>t": {"2"}}
-    deployed, _ = fcfd.walk(fcfd.plan(["ssst"]), nets.stages, nets.params, nets.buffers, {"": batch()[0]})
+    deployed, _ = fcfd.walk(fcfd.plan(["ssst"]), *nets.columns, {"": batch()[0]})
     assert deployed["ssst"].shape == (4, 10)
 
 
 def test_srrl():
-    nets, loss, aux, labels = _run(recipes.srrl(4, logit_weight=5.0))
+    nets, loss, aux, labels = _run(fcfd.scaled(recipes.srrl(4), {"logits": 5.0}))
     v = aux.values
     pooled = (v["sss>t"].relu().mean((2, 3)) - v["ttt"].relu().mean((2, 3))).square().mean()
     logits = (v["ssst"] - v["tttt"]).square().mean()
@@ -96,7 +96,7 @@ def test_fula_may_weigh_the_depths():
 
 
 def test_the_hybrid_assistant_learns_and_teaches():
-    terms = recipes.hybrid_assistant(4, gamma=1.5, logit_weight=0.5)
+    terms = fcfd.scaled(recipes.hybrid_assistant(4, gamma=1.5), {"ofa": 0.5})
     nets, loss, aux, labels = _run(terms)
     v = aux.values
 
@@ -124,12 +124,12 @@ def test_the_assistant_as_a_target_gets_no_gradient():
 
 
 def test_several_teachers_are_several_fcfds_with_the_labels_once():
-    paths, bridged = ("ssaa", "bbss", "aass"), fcfd.bridged(4, ("sa", "sb"))
-    terms = recipes.multi_teacher(4, paths, bridged, label_weight=2.0)
+    of_a = recipes.fcfd(4, ("ssaa", "aass"), fcfd.bridged(4, ("sa",)), teacher="a")
+    of_b = recipes.fcfd(4, ("bbss",), fcfd.bridged(4, ("sb",)), teacher="b")
+    terms = fcfd.scaled(recipes.multi_teacher({"a": of_a, "b": of_b}), {"label": 2.0})
     nets, loss, aux, _ = _run(terms, "sab")
-    of_a = recipes.fcfd(4, ("ssaa", "aass"), fcfd.bridged(4, ("sa",)), teacher="a", label_weight=0.0)
-    of_b = recipes.fcfd(4, ("bbss",), fcfd.bridged(4, ("sb",)), teacher="b", label_weight=0.0)
-    apart = sum(fcfd.total(own, fcfd.measure(own, aux.values)) for own in (of_a, of_b))
+    of_a, of_b = fcfd.scaled(of_a, {"label": 0.0}), fcfd.scaled(of_b, {"label": 0.0})
+    apart = sum(fcfd.weighted_sum(own, fcfd.evaluate(own, aux.values)) for own in (of_a, of_b))
     torch.testing.assert_close(loss, 2 * aux.parts["label"] + apart)
     trained = _trained(nets, loss)
     assert trained["a"] == trained["b"] == set()
@@ -139,7 +139,7 @@ def test_several_teachers_are_several_fcfds_with_the_labels_once():
 
 def test_a_path_that_crosses_twice_is_a_path():
     """Student, teacher, student: at its teacher stage it is compared, and at the logits."""
-    terms = recipes.function(4, ("stss",), temperature=2.0, feature_weight=3.0)
+    terms = fcfd.scaled(recipes.function(4, ("stss",), temperature=2.0), {"feature": 3.0})
     assert list(terms) == ["feature/st", "kl/stss"]
     nets, loss, aux, _ = _run(terms)
     v = aux.values
@@ -155,7 +155,7 @@ def test_crossing_through_a_bridge_that_sees():
     same_width = {"s": _networks("t")["t"], "t": _networks("t")["t"]}
     images, _ = batch()
     nets = fcfd.link(same_width, example=images, paths=("ss&ttt",), bridges={"ss&t": MatchStatistics()})
-    loss, aux = fcfd.objective(terms, nets.stages, nets.params, nets.buffers, {"": images})
+    loss, aux = fcfd.objective(terms, *nets.columns, {"": images})
     moments = [torch.std_mean(aux.values[path], (0, 2, 3)) for path in ("ss&t", "tt")]
     torch.testing.assert_close(moments[0][1], moments[1][1])
     loss.backward()

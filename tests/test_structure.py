@@ -3,6 +3,8 @@
 import ast
 import importlib
 import inspect
+from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ from fcfd import losses
 PACKAGE = Path(fcfd.__file__).parent
 
 LAYERS = (
-    ("_tree", "_layout", "paths", "schedules"),
+    ("_text",),
+    ("_tree", "layouts", "paths", "schedules"),
+    ("_copies",),
     ("families._numerics",),
     ("families._checks",),
     (
@@ -28,8 +32,10 @@ LAYERS = (
     ),
     ("terms",),
     ("stages", "bridges"),
+    ("splitting.graph", "splitting.network", "transforms"),
     ("splitting.record",),
-    ("splitting.inject", "transforms"),
+    ("splitting.inject",),
+    ("splitting.boundaries",),
     ("splitting.verify",),
     ("splitting.cutting",),
     ("splitting", "matching"),
@@ -40,9 +46,9 @@ LAYERS = (
 """A module imports only from layers before its own, and never from the package root."""
 
 SURFACE = """
-    Aux Linked Network Term bridge bridged checkpointed compiled crossings depth draw frozen joined link
-    losses match measure objective plan prefixes reads recipes schedules settle split stage step total walk
-    write_buffers_
+    Aux Columns Linked Network Term bridge bridged checkpointed compiled counterpart crosses crossings depth
+    draw evaluate expand frozen is_bridged joined link losses masked match merge_buffers objective plan
+    prefixes pure reads recipes replaced scaled schedules split stage step walk weighted_sum write_buffers_
 """
 
 
@@ -51,6 +57,7 @@ def _name(path: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
+@cache
 def _modules() -> dict[str, ast.Module]:
     """Every module by its name within the package; the root is the empty name."""
     return {_name(path): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
@@ -171,3 +178,45 @@ def test_what_mutates_is_named_so():
     assert [name for name in vars(fcfd) if name.endswith("_") and not name.startswith("_")] == [
         "write_buffers_"
     ]
+
+
+FOLDERS = ("fcfd", "reference", "benchmarks", "docs/scripts", "tests")
+"""A folder imports only from those before it: benchmarks and documentation know no tests."""
+
+
+def _imports_of(path, root):
+    """What a file outside the package imports, as dotted names: modules, or names in them."""
+    package = list(path.relative_to(root).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            yield from (".".join([*base, *filter(None, [node.module]), each.name]) for each in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_folders_import_one_way(folder):
+    root = PACKAGE.parent
+    later = {name.split("/")[0] for name in FOLDERS[FOLDERS.index(folder) + 1 :]}
+    for path in sorted((root / folder).rglob("*.py")):
+        assert not later & {name.split(".")[0] for name in _imports_of(path, root)}, path
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "reference"])
+def test_no_modules_import_each_other(folder):
+    root = PACKAGE.parent
+    names = {
+        path: ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+        for path in (root / folder).rglob("*.py")
+    }
+    graph = {
+        name: {
+            other
+            for other in set(names.values()) - {name}
+            for imported in _imports_of(path, root)
+            if imported in (other, f"{other}.{imported.rpartition('.')[2]}")
+        }
+        for path, name in names.items()
+    }
+    assert list(TopologicalSorter(graph).static_order()), "graphlib raises a CycleError for a circle"

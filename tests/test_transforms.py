@@ -111,7 +111,9 @@ def test_joined_stages_compute_the_same(mode):
         values, of_joined = fcfd.walk((letter, letter * 2), columns, *dicts)
         assert torch.equal(values[letter], apart[letter * 2])
         assert torch.equal(values[letter * 2], apart[letter * 4])
-        torch.testing.assert_close(fcfd.settle(nets.buffers, of_joined), fcfd.settle(nets.buffers, written))
+        torch.testing.assert_close(
+            fcfd.merge_buffers(nets.buffers, of_joined), fcfd.merge_buffers(nets.buffers, written)
+        )
 
 
 @pytest.mark.parametrize("ends", [(), (2, 2, 4), (3, 1, 4), (0, 4), (1, 3), (1, 5)])

@@ -26,7 +26,7 @@ def test_torchvision_resnets_learn():
     seen = []
     for step, (images, labels) in enumerate(loader):
         paths = fcfd.draw(nets.crossings, 2, seed=0, step=step)
-        loss, aux = losses.fcfd(nets.stages, nets.params, nets.buffers, images, labels, paths=paths)
+        loss, aux = losses.fcfd(*nets.columns, images, labels, paths=paths)
         loss = loss + losses.dist(aux.values["sssss"], aux.values["ttttt"])
         optimizer.zero_grad()
         loss.backward()

@@ -110,7 +110,7 @@ def test_networks_may_read_batches_of_their_own():
 def test_what_is_missing_is_named(plan, text):
     *_, nets = pair()
     with pytest.raises(ValueError, match="^walk: ") as error:
-        fcfd.walk(plan, nets.stages, nets.params, nets.buffers, {"": batch()[0]})
+        fcfd.walk(plan, *nets.columns, {"": batch()[0]})
     assert text in str(error.value)
 
 
@@ -136,11 +136,11 @@ def test_a_stage_that_cannot_read_its_input_is_named_with_the_shapes():
         fcfd.walk(("s", "s>t", "st"), stages, nets.params, nets.buffers, {"": batch()[0]})
 
 
-def test_other_errors_pass_as_they_are():
+def test_no_memory_is_an_error_of_its_own_class():
     def broken(params, buffers, x):
         raise torch.OutOfMemoryError("no memory")
 
-    with pytest.raises(torch.OutOfMemoryError, match="^no memory$"):
+    with pytest.raises(torch.OutOfMemoryError, match="^walk: path 's': no memory$"):
         fcfd.walk(("s",), {"s": (broken,)}, {"s": {}}, {"s": {}}, {"": torch.ones(1)})
 
 
@@ -149,8 +149,8 @@ def test_statistics_belong_to_the_pure_path(mode):
     teacher, student, nets = pair(teacher_mode=mode)
     images, _ = batch()
     plan = fcfd.plan([*nets.crossings, "tttt", "ssss", "sss>t"])
-    values, written = fcfd.walk(plan, nets.stages, nets.params, nets.buffers, {"": images})
-    settled = fcfd.settle(nets.buffers, written)
+    values, written = fcfd.walk(plan, *nets.columns, {"": images})
+    settled = fcfd.merge_buffers(nets.buffers, written)
     with torch.no_grad():
         for letter, network in (("t", teacher), ("s", student)):
             x = images
@@ -167,9 +167,9 @@ def test_statistics_belong_to_the_pure_path(mode):
     assert torch.equal(crossed, nets.buffers["t"]["2.1.running_mean"]) == (mode == "eval")
 
 
-def test_settle_keeps_what_was_not_written_and_shares_no_dict():
+def test_merged_buffers_keep_what_was_not_written_and_shares_no_dict():
     before = {"s": {"a": torch.tensor(0), "b": torch.tensor(1)}}
-    settled = fcfd.settle(before, {"s": {"a": torch.tensor(2)}, "ts": {"b": torch.tensor(3)}})
+    settled = fcfd.merge_buffers(before, {"s": {"a": torch.tensor(2)}, "ts": {"b": torch.tensor(3)}})
     assert settled == {"s": {"a": torch.tensor(2), "b": torch.tensor(1)}}
     assert before["s"]["a"] == 0
     assert settled["s"] is not before["s"]
@@ -177,7 +177,7 @@ def test_settle_keeps_what_was_not_written_and_shares_no_dict():
 
 def test_a_term_gives_its_target_no_gradient_and_its_prediction_one():
     values = {"s": torch.randn(3, 4, requires_grad=True), "t": torch.randn(3, 4, requires_grad=True)}
-    parts = fcfd.measure({"hint": fcfd.Term(squared_error, "s", "t")}, values)
+    parts = fcfd.evaluate({"hint": fcfd.Term(squared_error, "s", "t")}, values)
     parts["hint"].backward()
     assert values["t"].grad is None
     torch.testing.assert_close(values["s"].grad, (values["s"] - values["t"]).detach() / 6)
@@ -190,28 +190,28 @@ def test_a_term_may_read_several_values_and_data_of_the_batch():
     values = {"s": torch.ones(2), "ss": torch.ones(2) * 2, "t": torch.ones(2), "Labels": torch.tensor([1, 3])}
     term = fcfd.Term(loss, ("s", "ss"), ("t", "Labels"))
     assert fcfd.reads([term]) == ("s", "ss", "t")
-    assert fcfd.measure({"both": term}, values)["both"] == 4.0
+    assert fcfd.evaluate({"both": term}, values)["both"] == 4.0
 
 
-def test_measure_names_the_term():
+def test_evaluate_names_the_term():
     values = {"ss": torch.zeros(4, 10), "tt": torch.zeros(4, 100)}
     with pytest.raises(
-        ValueError, match=r"measure: term 'kl/student', 'ss' towards 'tt': kl: .*\[4, 10\].*\[4, 100\]"
+        ValueError, match=r"evaluate: term 'kl/student', 'ss' towards 'tt': kl: .*\[4, 10\].*\[4, 100\]"
     ):
-        fcfd.measure({"kl/student": fcfd.Term(kl, "ss", "tt")}, values)
+        fcfd.evaluate({"kl/student": fcfd.Term(kl, "ss", "tt")}, values)
     with pytest.raises(ValueError, match="term 'a' reads 'sst', which is missing; add the path to the plan"):
-        fcfd.measure({"a": fcfd.Term(kl, "sst", "tt")}, values)
+        fcfd.evaluate({"a": fcfd.Term(kl, "sst", "tt")}, values)
     with pytest.raises(
         ValueError, match="term 'label' reads 'Labels', which is missing; give it with the batch"
     ):
-        fcfd.measure({"label": fcfd.Term(cross_entropy, "ss", "Labels")}, values)
+        fcfd.evaluate({"label": fcfd.Term(cross_entropy, "ss", "Labels")}, values)
 
 
-def test_total_is_the_weighted_sum():
+def test_the_weighted_sum_is_the_weighted_sum():
     terms = {name: fcfd.Term(kl, "s", "t", weight) for name, weight in (("a", 2.0), ("b", 0.5))}
-    assert fcfd.total(terms, {"a": torch.tensor(3.0), "b": torch.tensor(4.0)}) == 8.0
-    with pytest.raises(ValueError, match="total: there is no term"):
-        fcfd.total({}, {})
+    assert fcfd.weighted_sum(terms, {"a": torch.tensor(3.0), "b": torch.tensor(4.0)}) == 8.0
+    with pytest.raises(ValueError, match="weighted_sum: there is no term"):
+        fcfd.weighted_sum({}, {})
 
 
 def test_objective_is_pure():
@@ -221,7 +221,7 @@ def test_objective_is_pure():
     values = {"": images, "Labels": labels}
     things = teacher, student, nets.bridges, nets.params, nets.buffers, values
     before = snapshot(*things)
-    loss, aux = fcfd.objective(terms, nets.stages, nets.params, nets.buffers, values)
+    loss, aux = fcfd.objective(terms, *nets.columns, values)
     assert_unchanged(before, *things)
     torch.testing.assert_close(loss, sum(term.weight * aux.parts[name] for name, term in terms.items()))
 
@@ -240,3 +240,108 @@ def test_a_hand_written_network_walks_beside_a_module():
     values, _ = fcfd.walk(fcfd.plan(["hh", "th"]), stages, params, buffers, {"": batch()[0]})
     torch.testing.assert_close(values["hh"], 2 * batch()[0].sum((2, 3)))
     torch.testing.assert_close(values["th"], values["t"].sum((2, 3)))
+
+
+def _one(run):
+    """A walk of one stage that does something wrong."""
+    return {"s": (run,)}, {"s": {}}, {"s": {}}, {"": torch.ones(1)}
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (
+            TypeError("forward() got an unexpected argument"),
+            "TypeError: forward() got an unexpected argument",
+        ),
+        (KeyError("mask"), "KeyError: 'mask'"),
+        (AttributeError("no such thing"), "AttributeError: no such thing"),
+        (NotImplementedError("not yet"), "NotImplementedError: not yet"),
+        (AssertionError("odd"), "AssertionError: odd"),
+        (RuntimeError("sizes differ"), "from '': sizes differ"),
+    ],
+)
+def test_every_error_of_a_stage_names_the_path(error, text):
+    def broken(params, buffers, x):
+        raise error
+
+    with pytest.raises(ValueError, match="^walk: path 's': entry 0 of column 's' cannot run") as found:
+        fcfd.walk(("s",), *_one(broken))
+    assert text in str(found.value)
+    assert found.value.__cause__ is error
+
+
+@pytest.mark.parametrize("result", [torch.ones(1), (torch.ones(1),), (torch.ones(1), None), None])
+def test_a_stage_that_returns_no_pair_is_named(result):
+    with pytest.raises(ValueError, match=r"walk: path 's': entry 0 .* a stage returns the pair"):
+        fcfd.walk(("s",), *_one(lambda params, buffers, x: result))
+
+
+def test_what_was_not_computed_is_named():
+    *_, nets = pair()
+    with pytest.raises(ValueError, match=r"walk: path 's' reads the batch, values\[''\], which is missing"):
+        fcfd.walk(("s",), *nets.columns, {})
+    with pytest.raises(ValueError, match=r"path 'sstt' reads 'sst', which is not known"):
+        fcfd.walk(("sstt",), *nets.columns, {"": batch()[0]})
+    with pytest.raises(TypeError, match=r"walk: plan is the string 'sstt'; give fcfd.plan\(\('sstt',\)\)"):
+        fcfd.walk("sstt", *nets.columns, {"": batch()[0]})
+
+
+def test_a_batch_by_network_is_told_from_named_inputs():
+    """All names are networks, or it is one batch: a model may well take an input `t`."""
+
+    def first(params, buffers, x):
+        return x["x"] * x["t"], {}
+
+    def plain(params, buffers, x):
+        return x, {}
+
+    x, t = torch.tensor([2.0]), torch.tensor([3.0])
+    empty = {"s": {}, "t": {}}
+    values, _ = fcfd.walk(("s",), {"s": (first,), "t": (plain,)}, empty, empty, {"": {"x": x, "t": t}})
+    assert values["s"] == 6.0
+    stages = {"s": (plain,), "t": (plain,)}
+    values, _ = fcfd.walk(("s", "t"), stages, empty, empty, {"": {"s": x, "t": t}})
+    assert (values["s"], values["t"]) == (2.0, 3.0)
+    with pytest.raises(ValueError, match="the batch is by network, and has none for 's', only for 't'"):
+        fcfd.walk(("s",), stages, empty, empty, {"": {"t": t}})
+
+
+def test_paths_of_deep_networks_may_be_written_short():
+    *_, nets = pair()
+    images, _ = batch()
+    short, _ = fcfd.walk(fcfd.plan(["s2t2"]), *nets.columns, {"": images})
+    long, _ = fcfd.walk(fcfd.plan(["sstt"]), *nets.columns, {"": images})
+    assert short.keys() == long.keys()
+    known = {"": images, "s2": long["ss"]}
+    assert torch.equal(fcfd.walk(("s2>t", "s2t"), *nets.columns, known)[0]["sst"], long["sst"])
+
+
+def test_a_term_whose_loss_fails_is_named_whatever_the_error():
+    def loss(prediction, target):
+        raise KeyError("no such entry")
+
+    values = {"s": torch.ones(2), "t": torch.ones(2)}
+    with pytest.raises(ValueError, match="evaluate: term 'a', 's' towards 't': KeyError: 'no such entry'"):
+        fcfd.evaluate({"a": fcfd.Term(loss, "s", "t")}, values)
+    with pytest.raises(ValueError, match="evaluate: term 'a': its loss returned float, where one tensor"):
+        fcfd.evaluate({"a": fcfd.Term(lambda a, b: 1.0, "s", "t")}, values)  # type: ignore
+
+
+def test_records_show_a_short_table():
+    *_, nets = pair()
+    terms = fcfd.recipes.fcfd(4, nets.crossings, fcfd.bridged(4))
+    _, aux = fcfd.objective(terms, *nets.columns, _batch_values())
+    for record in (aux, nets, nets.columns):
+        assert len(repr(record)) < 3000
+    assert "kl/sstt" in repr(aux)
+    assert "crossings: sttt, sstt, tsss, ttss" in repr(nets)
+    assert "'s>t'" in repr(nets.columns)
+    many = fcfd.Aux({f"term {at}": torch.ones(()) for at in range(900)}, {}, {})
+    assert len(repr(many)) < 3000
+    assert "… 888 more" in repr(many)
+
+
+def _batch_values():
+    images, labels = batch()
+    return {"": images, "Labels": labels}

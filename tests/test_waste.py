@@ -51,9 +51,7 @@ def test_a_step_does_not_wait_for_the_device(mode):
     with NoSynchronisation():
         paths = fcfd.draw(nets.crossings, 2, seed=0, step=0)
         weight = 5 * fcfd.schedules.linear_warmup(3, steps=20)
-        loss, aux = losses.fcfd(
-            nets.stages, nets.params, nets.buffers, images, labels, paths=paths, feature_weight=weight
-        )
+        loss, aux = losses.fcfd(*nets.columns, images, labels, paths=paths, feature_weight=weight)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -67,7 +65,7 @@ def test_a_split_model_does_not_wait_either():
     cut = {letter: fcfd.split(model, at=at, example=images) for letter, model in networks.items()}
     nets = fcfd.link(cut, example=images, first=2)
     with NoSynchronisation():
-        loss, _ = losses.fcfd(nets.stages, nets.params, nets.buffers, images, labels, paths=nets.crossings)
+        loss, _ = losses.fcfd(*nets.columns, images, labels, paths=nets.crossings)
         loss.backward()
 
 
@@ -116,7 +114,7 @@ def test_a_schedule_does_not_compile_anew(kind):
     step = torch.compile(losses.fcfd, fullgraph=True, backend=counter)
     for at in range(4):
         weight = kind(5 * fcfd.schedules.linear_warmup(at, steps=20))
-        step(nets.stages, nets.params, nets.buffers, images, labels, paths=(), feature_weight=weight)
+        step(*nets.columns, images, labels, paths=(), feature_weight=weight)
     assert counter.frame_count <= (1 if kind is torch.tensor else 2)
 
 
@@ -143,7 +141,7 @@ def test_every_value_of_a_step_is_computed_once():
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_the_teacher_s_own_pass_keeps_no_graph(mode):
     *_, nets = pair(teacher_mode=mode)
-    _, aux = losses.fcfd(nets.stages, nets.params, nets.buffers, *batch(), paths=nets.crossings)
+    _, aux = losses.fcfd(*nets.columns, *batch(), paths=nets.crossings)
     for path, value in aux.values.items():
         if path and path != "Labels":
             assert value.requires_grad == ("s" in path), path

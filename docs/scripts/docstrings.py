@@ -1,4 +1,8 @@
-"""How griffe reads the docstrings of this library: two of their headings have other names there."""
+"""How griffe reads the docstrings of this library: two of their headings have other names there.
+
+The page of `fcfd.losses` shows it in sections, and each has the docstring of its file; the module's own would
+stand in every section.
+"""
 
 from typing import Any
 
@@ -11,6 +15,9 @@ class Headings(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Rename the headings of one object."""
         if obj.docstring is None:
+            return
+        if obj.path == "fcfd.losses":
+            obj.docstring = None
             return
         text = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")
         if obj.is_class:

@@ -1,8 +1,9 @@
-"""Fill the tables of the pages from what runs: `python -m docs.scripts.tables` writes them.
+"""Fill the tables and lists of the pages from what runs: `python -m docs.scripts.tables` writes them.
 
 A table stands between `<!-- table: losses of logits -->` and `<!-- end -->`. Those of losses come from the
 rows of `reference.catalogue`, which the tests hold to the laws; those of recipes from the recipes; those of
-results from what the benchmarks published.
+results from what the benchmarks published. `<!-- list: members of logits -->` begins the part of the page of
+`fcfd.losses` that shows the functions of one file.
 """
 
 import json
@@ -10,29 +11,31 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
 
+import fcfd
 from benchmarks import losses, scaling, step
+from benchmarks.common import spread
 from benchmarks.step import Setting
-from fcfd import recipes
+from fcfd import recipes, scaled
 from fcfd.paths import bridged
-from fcfd.terms import Term, _each
+from fcfd.terms import Term, _multi_level
 from reference.catalogue import ROWS, Row, Size
 
 DOCS = Path(__file__).parents[1]
 RESULTS = DOCS.parent / "benchmarks" / "results"
 PAGES = [
     DOCS.parent / "README.md",
-    *(DOCS / f"{name}.md" for name in ("compile", "losses")),
+    *(DOCS / f"{name}.md" for name in ("api/losses", "compile", "losses")),
     *sorted(DOCS.glob("recipes/*.md")),
 ]
 
 RECIPES: dict[str, Mapping[str, Term]] = {
     "kd": recipes.kd(5),
-    "hints": recipes.hints(("sss>t",), weight=100.0),
+    "hints": scaled(recipes.hints(("sss>t",)), 100.0),
     "appearance": recipes.appearance(5, bridged(5, first=2)),
     "function": recipes.function(5, ("ssttt", "ttsss")),
     "fcfd": recipes.fcfd(5, ("ssttt", "ttsss"), bridged(5, first=2)),
@@ -40,16 +43,21 @@ RECIPES: dict[str, Mapping[str, Term]] = {
     "srrl": recipes.srrl(5),
     "fula": recipes.fula("ssttt"),
     "hybrid_assistant": recipes.hybrid_assistant(5),
-    "multi_teacher": recipes.multi_teacher(5, ("ssaaa", "bbsss"), ("sss>a", "sss>b")),
+    "multi_teacher": recipes.multi_teacher(
+        {
+            "a": recipes.fcfd(5, ("ssaaa",), ("sss>a",), teacher="a"),
+            "b": recipes.fcfd(5, ("bbsss",), ("sss>b",), teacher="b"),
+        }
+    ),
     "two crossings": recipes.function(5, ("sstss",)),
 }
 """What the pages of recipes show, for networks of five stages."""
 
-_MARK = re.compile(r"<!-- table: (\w+) of ([\w -]+) -->\n.*?<!-- end -->", re.DOTALL)
+_MARK = re.compile(r"(<!-- (?:table|list): (\w+) of ([\w -]+) -->\n).*?<!-- end -->", re.DOTALL)
 
 
 def written(text: str) -> str:
-    """A page with its tables filled."""
+    """A page with its tables and lists filled."""
     return _MARK.sub(_filled, text)
 
 
@@ -63,19 +71,42 @@ def _filled(mark: re.Match[str]) -> str:
         "compiling": _compiling,
         "rivals": _rivals,
     }
-    table = "\n".join(f"| {' | '.join(row)} |" for row in kinds[mark[1]](mark[2]))
-    return f"<!-- table: {mark[1]} of {mark[2]} -->\n{table}\n<!-- end -->"
+    if mark[2] == "members":
+        lines = _members(mark[3])
+    else:
+        lines = [f"| {' | '.join(row)} |" for row in kinds[mark[2]](mark[3])]
+    return "\n".join([mark[1].rstrip(), *lines, "<!-- end -->"])
+
+
+def _members(file: str) -> list[str]:
+    """What the file's docstring says, and everything public of it, by the name that users import."""
+    origin = f"fcfd.{file}" if file == "objectives" else f"fcfd.families.{file}"
+    names = [name for name, thing in vars(fcfd.losses).items() if _origin(thing) == origin]
+    return [
+        f"::: {origin}",
+        "    options: {members: false}",
+        "",
+        "::: fcfd.losses",
+        "    options:",
+        "      heading_level: 3",
+        "      members:",
+        *(f"        - {name}" for name in names),
+    ]
+
+
+def _origin(thing: Any) -> str | None:
+    return getattr(thing, "__module__", None)
 
 
 def _losses(family: str) -> list[tuple[str, ...]]:
-    rows = [row for row in ROWS if row.loss.__module__ == f"fcfd.{family}"]
+    rows = [row for row in ROWS if row.loss.__module__ == f"fcfd.families.{family}"]
     head = ("function", "what for", "cost", "returns", "coupled by the batch?")
     return [head, ("---",) * len(head), *map(_loss, rows)]
 
 
 def _loss(row: Row) -> tuple[str, ...]:
-    module, name = row.loss.__module__, row.loss.__name__
-    link = f"[`{name}`](api/{module.partition('.')[2]}.md#{module}.{name})"
+    name = row.loss.__name__
+    link = f"[`{name}`](api/losses.md#fcfd.losses.{name})"
     return link, row.purpose, row.cost, _returned(row), row.couples or "no"
 
 
@@ -100,7 +131,7 @@ def _term(name: str, term: Term) -> tuple[str, ...]:
 
 def _called(loss: Callable[..., Any]) -> str:
     """A loss with what was bound to it; a private one in the words of its docstring."""
-    if isinstance(loss, partial) and loss.func is _each:
+    if isinstance(loss, partial) and loss.func is _multi_level:
         return _called(loss.args[0])
     if not isinstance(loss, partial):
         return f"`{loss.__name__}`"
@@ -115,11 +146,11 @@ def _results(name: str) -> list[tuple[str, ...]]:
     """Accuracy and functional distance, mean ± deviation over seeds, a row a method."""
     runs = json.loads((RESULTS / f"{name}.json").read_text())["runs"]
     head = ("student learns by", "accuracy, %", "functional distance, nats")
-    rows = [head, ("---", "---:", "---:")]
+    rows: list[tuple[str, ...]] = [head, ("---", "---:", "---:")]
     for method in dict.fromkeys(run["method"] for run in runs):
         own = [run for run in runs if run["method"] == method]
-        accuracy = _spread([100 * run["accuracy"] for run in own], 1)
-        rows.append((method, accuracy, _spread([fmean(run["distance"].values()) for run in own], 3)))
+        accuracy = spread([100 * run["accuracy"] for run in own], ".1f")
+        rows.append((method, accuracy, spread([fmean(run["distance"].values()) for run in own], ".3f")))
     return rows
 
 
@@ -146,7 +177,7 @@ def _step(name: str) -> list[tuple[str, ...]]:
 
 def _memory(name: str) -> list[tuple[str, ...]]:
     """A compiled step by how much it keeps for the backward pass."""
-    rows = [("keep", "time ÷ stand-in", "memory ÷ stand-in"), ("---:",) * 3]
+    rows: list[tuple[str, ...]] = [("keep", "time ÷ stand-in", "memory ÷ stand-in"), ("---:",) * 3]
     for record, usual in _beside_stand_in(name):
         if record["variant"] == "fcfd whole":
             ratios = record["time to stand-in"], record["peak"] / usual["peak"]
@@ -218,11 +249,6 @@ def draw() -> None:
         folder = benchmark.__name__.rpartition(".")[2]
         records = [record for record in _published(folder, "cpu") if "failed" not in record]
         benchmark.plot(records, DOCS / "figures" / f"{folder}-cpu.svg")
-
-
-def _spread(values: list[float], digits: int) -> str:
-    deviation = stdev(values) if len(values) > 1 else 0.0
-    return f"{fmean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from einops import reduce
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._layout import average
 from .._tree import shape
+from ..layouts import average
 from ._checks import (
     alike,
     check_number,

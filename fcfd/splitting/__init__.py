@@ -1,3 +1,4 @@
 """Splitting: from a model, without an edit to it, to stages."""
 
-from .cutting import Boundary as Boundary, Network as Network, split as split
+from .cutting import split as split
+from .network import Boundary as Boundary, Network as Network

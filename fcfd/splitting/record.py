@@ -1,82 +1,81 @@
 """One forward pass of a model, recorded: which modules ran, what they returned, and what depends on what.
 
-The recording runs a replica of the model, on fake tensors (shapes without arithmetic) where the model allows
-it, so the model itself is never touched. It keeps autograd's graph, which answers what `split` must know:
+It runs a replica of the model, whose parameters are slightly other than the model's. Autograd's graph of the
+pass tells
 
-* Which outputs are cuts? Those that lie on every path from the logits back to the input.
-* What may be left out before a cut? What depends on the input and is not read behind the cut. A mask, a
-  rotary table or a position bias does not depend on the input; every stage computes it again.
-* Which parameters does a stage read? Those whose leaves its part of the graph reaches.
+* which outputs are cuts: those without which no path leads from the logits to the input;
+* what may be left out before a cut: what depends on the input and is not read behind the cut. A mask, a
+  rotary table or a position bias does not depend on the input; every stage computes it again;
+* which parameters a stage reads.
 """
 
-import copy
-import functools
-import gc
 import itertools
-import logging
 import random
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
-T = TypeVar("T")
-Node = Any  # torch.autograd.graph.Node: its classes are made in C++
-_OF_EVERY_MODULE = vars(nn.Module()).keys() - {"_forward_hooks"}
-_CACHED = type(functools.lru_cache(int))
-_CONTAINERS = (dict, list, set)
+from .._copies import differ, places, plain
+from .._tree import TreeSpec, flatten, leaves, map_tensors, tensors
+from .graph import Graph, draw
+
+Batch: TypeAlias = Any
 _SETS_REQUIRES_GRAD = Tensor.requires_grad.__set__  # type: ignore[attr-defined]
 
 
+@dataclass(frozen=True)
+class Output:
+    """A tensor that a module returned. A dataclass, because a NamedTuple would be a branch of a tree."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    node: int | None  # in the graph, where it was when the module ended
+    moved: bool  # whether a later operation in place changed it
+    given: int | None  # where among the module's arguments it is, if the module handed it through
+
+
 class Call(NamedTuple):
-    """One run of one module: when it began and ended, and what it returned."""
+    """One run of one module."""
 
     name: str
-    start: int
+    start: int  # on a clock that ticks when a module begins and when one ends
     end: int
-    spec: pytree.TreeSpec
-    leaves: tuple[Any, ...]
-    nodes: tuple[Node | None, ...]  # of each leaf, as it was when the module ended
-    versions: tuple[int, ...]  # likewise: a later operation in place moves a tensor's version
-    given: tuple[int | None, ...]  # where among the arguments a leaf is, if it was handed through
+    form: TreeSpec  # of what it returned
+    outputs: tuple[Any, ...]  # its leaves: an `Output` for each tensor
 
 
 class Record(NamedTuple):
-    """A forward pass: its calls in the order in which they began, and its graph."""
+    """A forward pass."""
 
-    calls: tuple[Call, ...]
-    called: dict[str, tuple[Call, ...]]  # the same by module
-    inputs: Call  # the model's arguments, as if a module had returned them
+    calls: tuple[Call, ...]  # in the order in which they began
+    runs: dict[str, tuple[Call, ...]]  # the same by module
+    inputs: Call  # the arguments, as if a module had returned them
     examples: int
-    logits: Any
-    results: tuple[Node, ...]  # of the logits
-    reads: dict[Node, tuple[Node, ...]]  # the graph: what each node reads
-    entries: frozenset[Node]  # where the input enters
-    down: Counter[Node]  # how many paths lead from the logits to a node
-    up: Counter[Node]  # how many paths lead from a node to the input: 0 where it does not depend on it
-    parameters: dict[Tensor, str]
-    rewritten: frozenset[tuple[str, str]]  # module and name of each plain attribute that the forward writes
+    logits: tuple[tuple[int, ...], ...]  # the shapes of what the model returned
+    graph: Graph
+    written: tuple[tuple[str, int], ...]  # buffers that were written, and until when
+    rewritten: frozenset[str]  # modules whose forward writes plain attributes, such as caches
 
 
-def replica(thing: T, model: nn.Module, convert: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> T:
-    """A deep copy of a thing in which the tensors of a model are `convert(tensor)`."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for held in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
-            if isinstance(held, Tensor) and id(held) not in memo:
-                memo[id(held)] = convert(held)
-    return copy.deepcopy(thing, memo)
+class Recording(NamedTuple):
+    """What is known of a model: a pass in eval, and one in train with one more example.
+
+    Eval comes first, because before a boundary a stage runs in eval.
+    """
+
+    eval: Record
+    train: Record
 
 
-def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """How a model is called on a batch: `model(*args, **kwargs)`."""
     if isinstance(batch, Mapping):
         return (), dict(batch)
@@ -86,68 +85,42 @@ def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def logits(output: Any) -> Any:
     """What the last stage returns: the field called `logits`, or else the only tensor, or else everything."""
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    found = tensors(output)
     if isinstance(named, Tensor):
         return named
-    return tensors[0] if len(tensors) == 1 else output
+    return found[0] if len(found) == 1 else output
 
 
-def plain(module: nn.Module) -> dict[str, Any]:
-    """The attributes that not every module has; containers are copied."""
-    own = {key: value for key, value in vars(module).items() if key not in _OF_EVERY_MODULE}
-    return {key: copy.copy(value) if isinstance(value, _CONTAINERS) else value for key, value in own.items()}
+def record(twin: nn.Module, batch: Batch) -> Recording:
+    """Record a replica, which is not needed any more for anything else."""
+    on_meta = any(tensor.is_meta for tensor in twin.parameters())
+    with torch.device("meta") if on_meta else nullcontext():
+        in_eval = _record(twin.train().eval(), batch)
+        in_train = _record(twin.train(), _one_more(batch))
+    return Recording(eval=in_eval, train=in_train)
 
 
-def record_twice(model: nn.Module, batch: Any, fake: bool) -> tuple[Record, Record]:
-    """Record a model in eval, and in train with one more example, and leave everything as it was."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    convert = partial(mode.from_tensor, static_shapes=True) if fake else _detached
-    log = logging.getLogger(FakeTensorMode.__module__)  # where torch reports what fake tensors cannot do
-    silent, log.disabled = log.disabled, True
-    try:
-        with mode if fake else nullcontext(), random_state_kept():
-            twin = replica(model, model, convert)
-            for weight in twin.parameters():
-                weight.requires_grad_(weight.is_floating_point())
-            batch = pytree.tree_map_only(Tensor, convert, batch)
-            return _record(twin.train().eval(), batch), _record(twin.train(), _one_more(batch))
-    finally:
-        log.disabled = silent
-        _forget_fake_tensors()
-
-
-def _forget_fake_tensors() -> None:
-    """Clear the cached functions that hold some: libraries keep tables of positions in them."""
-    for thing in gc.get_objects():
-        if type(thing) is _CACHED and any(
-            isinstance(leaf, FakeTensor)
-            for held in gc.get_referents(thing)
-            for leaf in pytree.tree_leaves(held)
-        ):
-            thing.cache_clear()
-
-
-def _detached(tensor: Tensor) -> Tensor:
-    copied = tensor.detach().clone()
-    return nn.Parameter(copied, requires_grad=False) if isinstance(tensor, nn.Parameter) else copied
-
-
-def _one_more(batch: Any) -> Any:
+def _one_more(batch: Batch) -> Batch:
     """The batch with its first example twice."""
     if isinstance(batch, Mapping):
         return dict(zip(batch, _one_more(tuple(batch.values())), strict=True))
     if not isinstance(batch, tuple):
         return _one_more((batch,))
-    countable = [isinstance(value, list) or (isinstance(value, Tensor) and value.ndim > 0) for value in batch]
-    examples = len(batch[0]) if countable[0] else None
-    return tuple(
-        _repeated(value) if count and len(value) == examples else value
-        for value, count in zip(batch, countable, strict=True)
-    )
+    examples = _examples(batch[0])
+    return tuple(_repeated(entry) if _examples(entry) == examples else entry for entry in batch)
 
 
-def _repeated(value: Any) -> Any:
-    return torch.cat([value, value[:1]]) if isinstance(value, Tensor) else value + value[:1]
+def _examples(entry: Any) -> int | None:
+    """How many examples an entry of a batch holds, if it holds any."""
+    if isinstance(entry, list) or (isinstance(entry, Tensor) and entry.ndim > 0):
+        return len(entry)
+    return None
+
+
+def _repeated(entry: Any) -> Any:
+    if isinstance(entry, Tensor):
+        return torch.cat([entry, entry[:1]])
+    return entry if entry is None else entry + entry[:1]
 
 
 @contextmanager
@@ -162,40 +135,45 @@ def random_state_kept() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-def _record(model: nn.Module, batch: Any) -> Record:
+def nodes(call: Call) -> list[int]:
+    """Where the outputs of a call are in the graph."""
+    return [leaf.node for leaf in call.outputs if isinstance(leaf, Output) and leaf.node is not None]
+
+
+def _record(model: nn.Module, batch: Batch) -> Record:
     """Run a replica once and keep what happened. The first entry of the batch is the input."""
     args, kwargs = arguments(batch)
     first, *others = (*args, *kwargs.values())
-    first = pytree.tree_map_only(Tensor, _follow, first)
+    first = map_tensors(_follow, first)
     args, kwargs = ((first, *others), {}) if args else ((), dict(zip(kwargs, (first, *others), strict=True)))
-    lookups = _Lookups(leaf for leaf in pytree.tree_leaves(first) if isinstance(leaf, Tensor))
-    inputs = _call("", (args, kwargs))
-    calls: list[Call] = []
+    inputs = _Ended("", -1, -1, *_seen((args, kwargs), ()))
+    lookups = _Lookups(tensors(first))
     before = {name: plain(module) for name, module in model.named_modules()}
-    with torch.enable_grad(), lookups, _listen(model, calls):
+    ended: list[_Ended] = []
+    written: list[tuple[str, int]] = []
+    with torch.enable_grad(), lookups, _listening(model, ended, written):
         output = logits(model(*args, **kwargs))
-    calls.sort(key=lambda call: call.start)
-    called: dict[str, tuple[Call, ...]] = {}
+    raw = [leaf.node for call in ended for leaf in call.outputs if isinstance(leaf, _Seen)]
+    graph, numbers = draw(
+        results=[tensor.grad_fn for tensor in tensors(output) if tensor.grad_fn is not None],
+        entries=lookups.entries,
+        others=[node for node in raw if node is not None],
+        named=dict(model.named_parameters()),
+    )
+    ended.sort(key=lambda call: call.start)
+    calls = tuple(_call(call, numbers) for call in ended)
+    runs: dict[str, tuple[Call, ...]] = {}
     for call in calls:
-        called[call.name] = (*called.get(call.name, ()), call)
-    results = tuple(node for node in _nodes(pytree.tree_leaves(output)) if node is not None)
-    reads = _graph([*results, *(node for call in calls for node in call.nodes if node is not None)])
-    up = _paths_up(reads, lookups.entries)
+        runs[call.name] = (*runs.get(call.name, ()), call)
     return Record(
-        calls=tuple(calls),
-        called=called,
-        inputs=inputs,
-        examples=len(first) if isinstance(first, Tensor | list) else 1,
-        logits=output,
-        results=results,
-        reads=reads,
-        entries=frozenset(
-            node for node in lookups.entries if not any(up[other] for other in reads.get(node, ()))
-        ),
-        down=_paths_down(reads, results),
-        up=up,
-        parameters={tensor: name for name, tensor in model.named_parameters()},
-        rewritten=_differences(before, {name: plain(module) for name, module in model.named_modules()}),
+        calls=calls,
+        runs=runs,
+        inputs=_call(inputs, numbers),
+        examples=_examples(first) or 1,
+        logits=tuple(tuple(tensor.shape) for tensor in tensors(output)),
+        graph=graph,
+        written=tuple(written),
+        rewritten=_rewritten(model, before),
     )
 
 
@@ -204,115 +182,113 @@ def _follow(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_().clone() if tensor.is_floating_point() else tensor
 
 
-def _nodes(leaves: Iterable[Any]) -> tuple[Node | None, ...]:
-    return tuple(leaf.grad_fn if isinstance(leaf, Tensor) else None for leaf in leaves)
-
-
-def _differences(
-    before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]
-) -> frozenset[tuple[str, str]]:
-    """The attributes that hold another object, or a container of other items, than before."""
-    return frozenset(
-        (name, key)
-        for name, own in after.items()
-        for key in own
-        if key not in before[name] or _items(own[key]) != _items(before[name][key])
-    )
-
-
-def _items(value: Any) -> list[int]:
-    items = itertools.chain(*value.items()) if isinstance(value, dict) else value
-    return [id(item) for item in items] if isinstance(value, _CONTAINERS) else [id(value)]
-
-
 class _Lookups(TorchFunctionMode):
     """Finds where the input enters the graph: at its clone, or where its integers look something up."""
 
     def __init__(self, inputs: Iterable[Tensor]) -> None:
         super().__init__()
         inputs = tuple(inputs)
-        self.entries: list[Node] = [node for node in _nodes(inputs) if node is not None]
+        self.entries: list[Node] = [tensor.grad_fn for tensor in inputs if tensor.grad_fn is not None]
         self.integers = {id(tensor): tensor for tensor in inputs if tensor.grad_fn is None}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func == _SETS_REQUIRES_GRAD:  # autograd follows everything here already
             return None
         result = func(*args, **(kwargs or {}))
-        if any(id(leaf) in self.integers for leaf in pytree.tree_leaves((args, kwargs))):
-            for leaf in pytree.tree_leaves(result):
-                if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
-                    self.entries.append(leaf.grad_fn)
-                elif isinstance(leaf, Tensor) and not leaf.is_floating_point() and leaf.dtype != torch.bool:
-                    self.integers[id(leaf)] = leaf
+        if any(id(leaf) in self.integers for leaf in leaves((args, kwargs))):
+            for tensor in tensors(result):
+                if tensor.grad_fn is not None:
+                    self.entries.append(tensor.grad_fn)
+                elif not tensor.is_floating_point() and tensor.dtype != torch.bool:
+                    self.integers[id(tensor)] = tensor
         return result
 
 
-def _listen(model: nn.Module, calls: list[Call]) -> ExitStack:
-    """Hooks on every module of a replica that append each call when it ends."""
+@dataclass(frozen=True)
+class _Seen:
+    """A tensor at the moment when a module returned it."""
+
+    tensor: Tensor
+    version: int
+    node: Node | None
+    given: int | None
+
+
+class _Ended(NamedTuple):
+    """A call before the pass is over: a `Call` with a `_Seen` for each tensor."""
+
+    name: str
+    start: int
+    end: int
+    form: TreeSpec
+    outputs: tuple[Any, ...]
+
+
+def _seen(output: Any, given: Any) -> tuple[TreeSpec, tuple[Any, ...]]:
+    """The form and the leaves of what a module returned, which was given some arguments."""
+    at = {id(leaf): place for place, leaf in enumerate(leaves(given)) if isinstance(leaf, Tensor)}
+    found, form = flatten(output)
+    outputs = tuple(
+        _Seen(leaf, leaf._version, leaf.grad_fn, at.get(id(leaf))) if isinstance(leaf, Tensor) else leaf
+        for leaf in found
+    )
+    return form, outputs
+
+
+def _call(ended: _Ended, numbers: Mapping[Node, int]) -> Call:
+    """The call without its tensors; by now it is known which of them a later operation moved."""
+    outputs = []
+    for leaf in ended.outputs:
+        if isinstance(leaf, _Seen):
+            tensor, moved = leaf.tensor, leaf.tensor._version != leaf.version
+            node = None if leaf.node is None else numbers.get(leaf.node)
+            leaf = Output(tuple(tensor.shape), tensor.dtype, node, moved, leaf.given)
+        outputs.append(leaf)
+    return Call(ended.name, ended.start, ended.end, ended.form, tuple(outputs))
+
+
+@contextmanager
+def _listening(model: nn.Module, ended: list[_Ended], written: list[tuple[str, int]]) -> Iterator[None]:
+    """Hooks on every module of a replica, which note each call when it ends, and the buffers written by then.
+
+    Where one buffer of a module moved, all of them count as written: batch norm's kernels do not always mark
+    running statistics. A buffer that another module than its own writes is noted when its own module ends the
+    next time, or at the end of the pass.
+    """
     clock, began = itertools.count(), list[int]()
+    names = places(model).buffers
+    state = {module: _buffers(module) for module in model.modules()}
+
+    def look(name: str, module: nn.Module, end: int) -> None:
+        now = _buffers(module)
+        if any(state[module].get(key) != seen for key, seen in now.items()):
+            places_of = [f"{name}.{key}" if name else key for key in now]
+            written.extend((names.get(place, place), end) for place in places_of)
+            state[module] = now
 
     def enter(*_: Any) -> None:
         began.append(next(clock))
 
-    def leave(name: str, _: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        calls.append(_call(name, output, (args, kwargs), began.pop(), next(clock)))
+    def leave(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        start, end = began.pop(), next(clock)
+        ended.append(_Ended(name, start, end, *_seen(output, (args, kwargs))))
+        look(name, module, end)
 
-    stack = ExitStack()
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            stack.callback(module.register_forward_pre_hook(enter).remove)
+            stack.callback(module.register_forward_hook(partial(leave, name), with_kwargs=True).remove)
+        yield
+    end = next(clock)
     for name, module in model.named_modules():
-        stack.callback(module.register_forward_pre_hook(enter).remove)
-        stack.callback(module.register_forward_hook(partial(leave, name), with_kwargs=True).remove)
-    return stack
+        look(name, module, end)
 
 
-def _call(name: str, output: Any, given: Any = (), start: int = -1, end: int = -1) -> Call:
-    leaves, spec = pytree.tree_flatten(output)
-    versions = tuple(leaf._version if isinstance(leaf, Tensor) else 0 for leaf in leaves)
-    places = {id(leaf): at for at, leaf in enumerate(pytree.tree_leaves(given)) if isinstance(leaf, Tensor)}
-    handed = tuple(places.get(id(leaf)) for leaf in leaves)
-    return Call(name, start, end, spec, tuple(leaves), _nodes(leaves), versions, handed)
+def _buffers(module: nn.Module) -> dict[str, tuple[int, int]]:
+    """Which tensor each buffer of a module is, and how often it was written in place."""
+    return {key: (id(held), held._version) for key, held in module._buffers.items() if held is not None}
 
 
-def _graph(roots: Sequence[Node]) -> dict[Node, tuple[Node, ...]]:
-    """Every node with those that it reads: each before them, but for the leaves, which read nothing."""
-    reads: dict[Node, tuple[Node, ...]] = {}
-    stack = list(roots)
-    while stack:
-        node = stack.pop()
-        if node not in reads:
-            reads[node] = tuple(below for below, _ in node.next_functions if below is not None)
-            stack += reads[node]
-    return {node: reads[node] for node in sorted(reads, key=lambda node: -node._sequence_nr())}
-
-
-def _paths_down(reads: Mapping[Node, tuple[Node, ...]], results: Iterable[Node]) -> Counter[Node]:
-    paths = Counter(results)
-    for node, below in reads.items():
-        for other in below:
-            paths[other] += paths[node]
-    return paths
-
-
-def _paths_up(reads: Mapping[Node, tuple[Node, ...]], entries: Iterable[Node]) -> Counter[Node]:
-    """A lookup by the input's integers is an entry only where no other entry lies below it."""
-    paths, entries = Counter[Node](), set(entries)
-    for node in reversed(reads):
-        paths[node] = sum(paths[other] for other in reads[node]) or int(node in entries)
-    return paths
-
-
-def features(record: Record, names: Iterable[str]) -> list[Node]:
-    """Where in the graph modules return what depends on the input and what the logits depend on."""
-    calls = [call for name in names for call in record.called.get(name, ())]
-    return [node for call in calls for node in call.nodes if record.up[node] and record.down[node]]
-
-
-def reach(record: Record, roots: Iterable[Node], stop: Iterable[Node] = ()) -> set[Node]:
-    """The nodes that some roots depend on, up to the nodes at which to stop and without those."""
-    seen, stop = set[Node](), set(stop)
-    stack = list(roots)
-    while stack:
-        node = stack.pop()
-        if node not in seen and node not in stop:
-            seen.add(node)
-            stack += record.reads[node]
-    return seen
+def _rewritten(model: nn.Module, before: Mapping[str, Mapping[str, Any]]) -> frozenset[str]:
+    """The modules that have other attributes than before."""
+    return frozenset(name for name, module in model.named_modules() if differ(before[name], plain(module)))

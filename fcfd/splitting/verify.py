@@ -1,100 +1,107 @@
 """Prove in numbers that the stages of a split compose to the model, before anyone trains through them.
 
-Both run on a replica, in train and in eval, on the same random numbers, with perturbed parameters: those
-expose a tensor that a stage would still read from a module instead of from the dict that it is given.
+Both get perturbed parameters, run in train and in eval, and on the same random numbers. A tensor that a stage
+reads from anywhere but the dict that it is given shows by its value.
 """
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .._copies import follow, places, skeleton
+from .._tree import clone, leaves
 from ..stages import Buffers, Params
-from .inject import Piece, aliases, run
-from .record import arguments, logits, random_state_kept, replica
+from .boundaries import BY_HAND
+from .inject import Piece, run
+from .record import Batch, arguments, logits
 
-BY_HAND = "write the stages by hand: split([module, ...])"
+T = TypeVar("T")
 
 
-def rehearsed(
-    model: nn.Module, pieces: Sequence[Piece], batch: Any, example: Any, exact: bool
-) -> list[Piece]:
-    """The pieces, proved, each with the buffers that it writes.
+class _Run(NamedTuple):
+    """What a model or its stages computed."""
 
-    Where no example was given, small images will do, of a model that takes them.
-    """
-    with random_state_kept():
-        if example is None:
-            batch = torch.randn(batch.shape, dtype=batch.dtype, device=batch.device)
-            try:
-                return _rehearse(model, pieces, torch.cat([batch, batch[:1]])[..., :64, :64], exact)
-            except Exception:  # whatever a model says to other sizes than its own
-                pass
-        return _rehearse(model, pieces, batch, exact)
+    logits: Any
+    buffers: dict[str, Tensor]
 
 
 @torch.no_grad()
-def _rehearse(model: nn.Module, pieces: Sequence[Piece], batch: Any, exact: bool) -> list[Piece]:
-    """Compare the stages with the model in both modes, and note which buffers each stage writes."""
-    twin, every = replica((model, pieces), model)
-    params = _perturbed(model.named_parameters(), -0.01)
-    buffers = _perturbed(model.named_buffers(), 0.0)
-    writes: dict[str, list[set[str]]] = {mode: [set() for _ in pieces] for mode in ("train", "eval")}
-    whole = partial(_whole, twin, params, buffers, batch)
-    for mode, own in writes.items():
-        chain = partial(_chain, every, params, buffers, batch, own)
-        twin.train(mode == "train")
-        if not _same(_seeded(whole), _seeded(chain)):
-            with _EqualDraws():  # type: ignore[no-untyped-call]
-                drawn = _same(_seeded(whole), _seeded(chain))
-            if exact or not drawn:
-                raise ValueError(
-                    f"split: compose(stages) differs from the model in {mode} mode"
-                    + (" only by random numbers. Pass exact=False to accept, use" if drawn else ". Use")
-                    + f" other boundaries, or {BY_HAND}."
-                )
-    return [
-        part._replace(writes=(frozenset(always), frozenset(always | sometimes)))
-        for part, sometimes, always in zip(pieces, *writes.values(), strict=True)
+def proved(model: nn.Module, pieces: Sequence[Piece], batch: Batch, exact: bool) -> str:
+    """What is proved: `"exact"`, or that there are differences by random numbers alone.
+
+    Args:
+        model: The model.
+        pieces: Its stages.
+        batch: What all run on.
+        exact: Whether differences by random numbers are refused.
+
+    Raises:
+        ValueError: The stages do not compose to the model.
+    """
+    twin = skeleton(model)
+    pieces = [
+        piece._replace(
+            copy=piece.copy._replace(modes=follow(piece.copy.modes, model, twin)),
+            asleep=follow(piece.asleep, model, twin),
+        )
+        for piece in pieces
     ]
+    params = {name: _other(tensor, -0.01) for name, tensor in model.named_parameters()}
+    buffers = {name: _other(tensor, 0.0) for name, tensor in model.named_buffers()}
+    proof = "exact"
+    for mode in ("train", "eval"):
+        twin.train(mode == "train")
+        if _seeded(_agree, twin, pieces, params, buffers, batch):
+            continue
+        with _EqualDraws():  # type: ignore[no-untyped-call]
+            drawn = _seeded(_agree, twin, pieces, params, buffers, batch)
+        if exact or not drawn:
+            raise ValueError(
+                f"split: compose(stages) differs from the model in {mode} mode"
+                + (" only by random numbers. Pass exact=False to accept, use" if drawn else ". Use")
+                + f" other boundaries, or {BY_HAND}."
+            )
+        proof = "exact but for random numbers"
+    return proof
 
 
-def _whole(model: nn.Module, params: Params, buffers: Buffers, batch: Any) -> tuple[Any, dict[str, Tensor]]:
+def _agree(twin: nn.Module, pieces: Sequence[Piece], params: Params, buffers: Buffers, batch: Batch) -> bool:
+    """Whether the model and its stages compute the same from the same seed."""
+    whole = _seeded(_whole, twin, params, buffers, batch)
+    return _same(whole, _seeded(_chain, pieces, params, buffers, batch))
+
+
+def _whole(twin: nn.Module, params: Params, buffers: Buffers, batch: Batch) -> _Run:
     """The model's logits, and its buffers afterwards."""
-    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, arguments(batch))
-    given = {**params, **{name: tensor.clone() for name, tensor in buffers.items()}}
-    names = {own: name for kind in aliases(model) for own, name in kind.items()}
-    tensors = {own: given[name] for own, name in names.items()}
-    y = logits(functional_call(model, tensors, args, kwargs, tie_weights=False))
-    return y, {name: tensors[name] for name in buffers}
+    args, kwargs = clone(arguments(batch))
+    own = {**params, **{name: tensor.clone() for name, tensor in buffers.items()}}
+    names = places(twin)
+    tensors = {place: own[name] for place, name in (names.params | names.buffers).items()}
+    y = logits(functional_call(twin, tensors, args, kwargs, tie_weights=False))
+    return _Run(y, {name: tensors[name] for name in buffers})
 
 
-def _chain(
-    pieces: Iterable[Piece], params: Params, buffers: Buffers, batch: Any, writes: Iterable[set[str]]
-) -> tuple[Any, dict[str, Tensor]]:
+def _chain(pieces: Iterable[Piece], params: Params, buffers: Buffers, batch: Batch) -> _Run:
     """The same by the stages."""
     context = batch if isinstance(batch, Mapping) else {}
     value, state = batch, dict(buffers)
-    for part, names in zip(pieces, writes, strict=True):
+    for piece in pieces:
         try:
-            value, new = run(part, params, {**buffers, **context}, value)
+            value, new = run(piece, params, {**buffers, **context}, value)
         except Exception as error:
-            after = " and ".join(repr(port.name) for port in part.begin) or "the input"
+            after = " and ".join(repr(port.name) for port in piece.begin) or "the input"
             raise ValueError(
                 f"split: the stage after {after} does not run by itself ({type(error).__name__}: {error}). "
                 f"Use other boundaries, or {BY_HAND}."
             ) from error
-        changed = {name for name, now in new.items() if now._version or not _equal(now, buffers[name])}
-        names |= changed
-        state |= {name: new[name] for name in changed}
-    return value, state
+        state |= new
+    return _Run(value, state)
 
 
 class _EqualDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -106,24 +113,23 @@ class _EqualDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def _seeded(function: Callable[[], Any]) -> Any:
+def _seeded(function: Callable[..., T], *arguments: Any) -> T:
     torch.manual_seed(0)
     random.seed(0)
     np.random.seed(0)
-    return function()
+    return function(*arguments)
 
 
-def _perturbed(named: Iterable[tuple[str, Tensor]], low: float) -> dict[str, Tensor]:
-    tensors = dict(named)
-    noise = {
-        name: torch.empty_like(x).uniform_(low, 0.01) for name, x in tensors.items() if x.is_floating_point()
-    }
-    return tensors | {name: tensors[name] + noise[name] for name in noise}
+def _other(tensor: Tensor, low: float) -> Tensor:
+    """A tensor of other values, if they are numbers and not indices."""
+    if not tensor.is_floating_point():
+        return tensor.detach()
+    return tensor + torch.empty_like(tensor).uniform_(low, 0.01)
 
 
 def _same(a: Any, b: Any) -> bool:
     """Whether all tensors of two values have the same bits; nan equals nan."""
-    pairs = zip(pytree.tree_leaves(a), pytree.tree_leaves(b), strict=True)
+    pairs = zip(leaves(a), leaves(b), strict=True)
     return all(_equal(x, y) for x, y in pairs if isinstance(x, Tensor))
 
 

@@ -31,7 +31,7 @@ class Network(NamedTuple):
     What follows the last of them is the classifier, one stage more.
     """
 
-    build: Callable[..., nn.Module]
+    build: Callable[..., nn.Sequential]
     at: tuple[str, ...]
 
 

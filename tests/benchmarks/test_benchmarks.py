@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 import torch
 
-from benchmarks import common, compile, losses, peers, step, timeline
-from reference.catalogue import ROWS
+from benchmarks import common, compile, losses, peers, profiler, step
+from reference.catalogue import ROWS, Size
 
 TINY = step.CIFAR._replace(teacher="resnet8", student="resnet8", batch=2, pixels=8)
 
@@ -93,7 +93,7 @@ def test_every_contender_computes_the_row_s_loss():
     assert {contender.row for contender in found} <= names
     for case in losses.cases(found, "cpu", quick=True, only=None):
         if case.others:
-            tiny = case._replace(size=losses.Size(5, 12, 4))
+            tiny = case._replace(size=Size(5, 12, 4))
             args, learned = losses.inputs(tiny, "cpu", torch.float64)
             for other in case.others:
                 losses.check_same(tiny, other, args, learned)
@@ -195,13 +195,13 @@ def test_the_compiled_forms_run(tmp_path):
     assert {"fcfd whole", "fcfd stages"} <= {row["variant"] for row in rows}
 
 
-# Timeline
+# Profiler
 
 
 def test_busy_time_counts_overlap_once():
-    kernels = [timeline.Kernel("a", 0, 10), timeline.Kernel("b", 5, 10), timeline.Kernel("c", 20, 5)]
-    assert timeline.busy(kernels) == 20
-    assert timeline.totals(timeline.Timeline(kernels, Counter()))["span"] == pytest.approx(25e-9)
+    kernels = [profiler.Kernel("a", 0, 10), profiler.Kernel("b", 5, 10), profiler.Kernel("c", 20, 5)]
+    assert profiler.busy(kernels) == 20
+    assert profiler.totals(profiler.Timeline(kernels, Counter()))["span"] == pytest.approx(25e-9)
 
 
 def test_all_plans_share_the_graphs_of_stages():
@@ -212,5 +212,5 @@ def test_all_plans_share_the_graphs_of_stages():
 
 def test_a_timeline_of_the_cpu_holds_outermost_operations():
     x = torch.ones(4, 4)
-    found = timeline.timeline(lambda: torch.nn.functional.linear(x, x).relu())
+    found = profiler.timeline(lambda: torch.nn.functional.linear(x, x).relu())
     assert [kernel.name for kernel in found.kernels] == ["aten::linear", "aten::relu"]

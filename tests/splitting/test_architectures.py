@@ -60,7 +60,7 @@ def _steps(teacher: nn.Module, student: nn.Module, batch, labels, count: int = 4
     paths = (nets.crossings[0], nets.crossings[-1])
     seen = []
     for _ in range(count):
-        loss, aux = losses.fcfd(nets.stages, nets.params, nets.buffers, batch, labels, paths=paths)
+        loss, aux = losses.fcfd(*nets.columns, batch, labels, paths=paths)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -162,8 +162,8 @@ def test_a_crossed_path_of_text_reads_the_batch_s_mask():
     hidden = batch["attention_mask"] == 0
     other = batch | {"input_ids": torch.where(hidden, (batch["input_ids"] + 7) % 50, batch["input_ids"])}
     options = {"paths": nets.crossings}
-    _, aux = losses.fcfd(nets.stages, nets.params, nets.buffers, batch, labels, **options)
-    _, same = losses.fcfd(nets.stages, nets.params, nets.buffers, other, labels, **options)
+    _, aux = losses.fcfd(*nets.columns, batch, labels, **options)
+    _, same = losses.fcfd(*nets.columns, other, labels, **options)
     for path in (*nets.crossings, "ssss", "tttt"):
         torch.testing.assert_close(same.values[path], aux.values[path], msg=path)
 
@@ -198,6 +198,6 @@ def test_networks_may_read_images_of_other_sizes():
     networks = {"t": fcfd.split(teacher, example=images), "s": fcfd.split(student, example=small)}
     both = {"t": images, "s": small}
     nets = fcfd.link(networks, example=both)
-    loss, aux = losses.fcfd(nets.stages, nets.params, nets.buffers, both, labels, paths=nets.crossings[:2])
+    loss, aux = losses.fcfd(*nets.columns, both, labels, paths=nets.crossings[:2])
     loss.backward()
     torch.testing.assert_close(aux.values["ttttt"], teacher(images))

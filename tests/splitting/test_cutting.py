@@ -453,6 +453,40 @@ def test_images_by_default():
     ]
 
 
+def test_a_network_prints_as_a_short_table():
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(200)))
+    network = fcfd.split(model, [str(at) for at in range(199)], example=torch.randn(2, 6))
+    printed = repr(network)
+    assert len(printed) < 3000
+    assert "…      and 177 more" in printed
+    assert printed.splitlines()[-1].endswith("… and 574 more")
+    assert str(network) == printed
+
+
+def test_without_a_proof_the_parameters_are_not_copied():
+    model, at, batch = built("resolutions")
+    before = snapshot(model, batch)
+    network = fcfd.split(model, at, example=batch, proof=False)
+    assert_unchanged(before, model, batch)
+    model.eval()
+    assert str(network).splitlines()[-1] == "proof: left out"
+    assert network.names == fcfd.split(model, at, example=batch).names
+    assert_equal(compose(network, batch), whole(model, batch))
+
+
+def test_a_model_on_meta():
+    model, at, batch = built("text")
+    with torch.device("meta"):
+        empty = Text().double()
+    network = fcfd.split(empty, at, example=batch)
+    assert str(network).splitlines()[-1] == "proof: left out: the model is on meta"
+    empty.eval()
+    real = fcfd.split(model.eval(), at, example=batch)
+    assert network[3:6] == real[3:6]
+    found = compose(network._replace(buffers=real.buffers), batch, real.params)
+    assert_equal(found, compose(real, batch))
+
+
 def test_modules_by_hand():
     first, last = nn.Sequential(nn.Linear(6, 4), nn.ReLU()), nn.Linear(4, 6, bias=False)
     last.weight = nn.Parameter(first[0].weight.detach().T.clone())

@@ -1,0 +1,217 @@
+"""A private copy of a module, and one pure call of it.
+
+`torch.func.functional_call` puts tensors into a module for the time of a call. Here it puts them into a
+copy that nobody else holds, so the module itself is never touched: not where its forward raises, sets
+attributes or flips flags, and not while another thread runs it. Between calls a copy holds no tensor that it
+is given: code that comes back to it later, such as a checkpoint in the backward pass, fails and does not read
+other weights.
+"""
+
+import copy
+import threading
+from collections.abc import Callable, Container, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ._tree import TreeSpec, tensors as tensors_of
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_forward_hooks"}  # some models install hooks in forward
+_CONTAINERS = (dict, list, set)
+_LOCKS: WeakKeyDictionary[nn.Module, AbstractContextManager[Any]] = WeakKeyDictionary()
+
+
+class Pair(NamedTuple):
+    """A module of a copy, and the module that it is a copy of."""
+
+    copied: nn.Module
+    original: nn.Module
+
+
+class Kept(NamedTuple):
+    """The plain attributes that every call finds in a module of a copy."""
+
+    copied: nn.Module
+    attributes: dict[str, Any]
+
+
+class Places(NamedTuple):
+    """The places of a module's tensors, each with a name of the network's dict."""
+
+    params: dict[str, str]
+    buffers: dict[str, str]
+
+
+class Copy(NamedTuple):
+    """A private copy of a module, ready to be called."""
+
+    module: nn.Module
+    modes: tuple[Pair, ...]  # modules that take train or eval from their originals when a call begins
+    kept: tuple[Kept, ...]  # modules whose forward may write attributes: put back after every call
+    places: Places  # that every call fills
+    recorded: bool  # whether `kept` are the modules that do write; else they are all, too many for a trace
+
+
+def replica(model: nn.Module, convert: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> nn.Module:
+    """A deep copy of a model in which every tensor is `convert(tensor)`, and hooks are the model's own.
+
+    A hook that is a method of a module of the model becomes the method of that module's copy.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for tensor in tensors_of(list(vars(module).values())):
+            if id(tensor) not in memo:
+                memo[id(tensor)] = convert(tensor)
+        for key, value in vars(module).items():
+            if isinstance(value, TreeSpec):  # constant; and torch warns where one is copied
+                memo[id(value)] = value
+            for hook in value.values() if key.endswith("_hooks") else ():
+                if not isinstance(getattr(hook, "__self__", None), nn.Module):
+                    memo[id(hook)] = hook
+    return copy.deepcopy(model, memo)
+
+
+def places(module: nn.Module, within: nn.Module | None = None) -> Places:
+    """Every place of a parameter and of a buffer in a module, with the name that a network's dict has for it.
+
+    A place is an attribute of a module: one that is registered under two names is one place, or else
+    `functional_call` would fill it twice. A tensor in two places has two, and in the dict its first name.
+
+    Args:
+        module: The module.
+        within: The network that gives the names, if the module is a part of one.
+    """
+    network = module if within is None else within
+    found = Places({}, {})
+    for names, kind, first in (
+        (found.params, "_parameters", {tensor: name for name, tensor in network.named_parameters()}),
+        (found.buffers, "_buffers", {tensor: name for name, tensor in network.named_buffers()}),
+    ):
+        for prefix, part in module.named_modules():
+            for key, tensor in vars(part)[kind].items():
+                if tensor is not None:
+                    names[f"{prefix}.{key}" if prefix else key] = first[tensor]
+    return found
+
+
+def plain(module: nn.Module) -> dict[str, Any]:
+    """The attributes that not every module has; containers are copied."""
+    own = {key: value for key, value in vars(module).items() if key not in _OF_EVERY_MODULE}
+    return {key: copy.copy(value) if isinstance(value, _CONTAINERS) else value for key, value in own.items()}
+
+
+def differ(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether attributes hold another object, or a container of other items, than before."""
+    if before.keys() != after.keys():
+        return True
+    return any(_items(before[key]) != _items(after[key]) for key in before)
+
+
+def _items(value: Any) -> list[int]:
+    """What tells whether an attribute changed: which object it is, or which items a container has."""
+    if isinstance(value, dict):
+        return [id(item) for pair in value.items() for item in pair]
+    return [id(item) for item in value] if isinstance(value, list | set) else [id(value)]
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """A replica without memory: its parameters and buffers are on `meta`.
+
+    It is put into train and then into eval once, which empties caches that live until the mode changes. That
+    may write to weights (some merge others into theirs), so it must not have the model's.
+    """
+    registered = {id(tensor) for module in model.modules() for tensor in _registered(module)}
+    copied = replica(model, lambda tensor: _absent(tensor) if id(tensor) in registered else tensor)
+    return copied.train().eval()
+
+
+def _registered(module: nn.Module) -> list[Tensor]:
+    held = (*module._parameters.values(), *module._buffers.values())
+    return [tensor for tensor in held if tensor is not None]
+
+
+def _absent(tensor: Tensor) -> Tensor:
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+
+
+def lend(copied: nn.Module, model: nn.Module, filled: Container[str]) -> None:
+    """Give a skeleton the model's own tensors in all places but those that every call fills.
+
+    A forward may ask any tensor for its device or type.
+    """
+    for name, module in model.named_modules():
+        twin = copied.get_submodule(name)
+        for own, lent in ((twin._parameters, module._parameters), (twin._buffers, module._buffers)):
+            for key, tensor in lent.items():
+                if (f"{name}.{key}" if name else key) not in filled:
+                    own[key] = tensor
+
+
+def call(
+    own: Copy,
+    tensors: dict[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    asleep: Iterable[Pair] = (),
+) -> Any:
+    """Call a copy on tensors by place. Buffers that it writes are in `tensors` afterwards.
+
+    Args:
+        own: The copy.
+        tensors: What is put into its places.
+        args: The arguments.
+        kwargs: Those with names.
+        asleep: Modules that begin in eval: somebody wakes them on the way.
+    """
+    with _alone(own.module):
+        adopt(own.modes)
+        for copied, original in asleep:
+            copied._awake = original.training  # type: ignore[assignment]
+            copied.training = False
+        try:
+            return functional_call(own.module, tensors, args, kwargs, tie_weights=False)
+        finally:
+            if own.recorded or not torch.compiler.is_compiling():
+                restore(own.kept)
+
+
+def adopt(modes: Iterable[Pair]) -> None:
+    """Put the modules of a copy into the modes of their originals."""
+    for copied, original in modes:
+        if copied.training != original.training:
+            copied.training = original.training
+
+
+def wake(asleep: Iterable[nn.Module]) -> None:
+    """Put modules that began in eval into the modes of their originals."""
+    for copied in asleep:
+        copied.training = bool(copied._awake)
+
+
+def follow(pairs: Iterable[Pair], model: nn.Module, other: nn.Module) -> tuple[Pair, ...]:
+    """The same pairs with the modules of another model in place of a model's."""
+    instead = dict(zip(model.modules(), other.modules(), strict=True))
+    return tuple(Pair(copied, instead[original]) for copied, original in pairs)
+
+
+def restore(kept: Iterable[Kept]) -> None:
+    """Put attributes back that a forward wrote, so that nothing stays alive and no call sees another's."""
+    for copied, attributes in kept:
+        for key in tuple(vars(copied)):
+            if key not in attributes and key not in _OF_EVERY_MODULE:
+                delattr(copied, key)
+        for key, value in attributes.items():
+            if torch.compiler.is_compiling() or _items(value) != _items(vars(copied).get(key)):
+                setattr(copied, key, copy.copy(value) if isinstance(value, _CONTAINERS) else value)
+
+
+def _alone(module: nn.Module) -> AbstractContextManager[Any]:
+    """One thread at a time in a copy. A trace has one thread and cannot hold a lock."""
+    if torch.compiler.is_compiling():
+        return nullcontext()
+    return _LOCKS.setdefault(module, threading.RLock())
