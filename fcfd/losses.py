@@ -1,4 +1,14 @@
-"""Every loss of the library: the three that run through networks, and the families between tensors."""
+"""Every loss of the library: the three that run through networks, and the families between tensors.
+
+What holds for all of the families:
+
+* Wrong kinds of arguments (no tensor, integers for numbers, a text for a number) are a `TypeError`. Wrong
+  shapes, devices and numbers are a `ValueError`. Both name the function and the argument.
+* Tensors of several floating-point types are computed in the widest of them, and at least in float32.
+* The values of tensors are never read, since the host would wait for the device: a hyper-parameter that is a
+  tensor is checked for its shape and type only.
+* NaN that goes in comes out. A class that is excluded by the logit −∞ counts nothing.
+"""
 
 from .families.contrastive import (
     Banks as Banks,

@@ -155,32 +155,33 @@ def check_positions(function: str, /, **tensors: Tensor) -> None:
 # Integers
 
 
-def class_column(function: str, labels: Tensor, logits: Tensor) -> Tensor:
+def class_column(function: str, labels: Tensor, /, **logits: Tensor) -> Tensor:
     """Integer classes, one for each example of the logits, as a column `[..., 1]` that selects them."""
+    ((name, tensor),) = logits.items()
     check_tensor(function, "labels", labels)
     integers = is_integer(labels)
-    if not integers or labels.shape != logits.shape[:-1]:
+    if not integers or labels.shape != tensor.shape[:-1]:
         error = ValueError if integers else TypeError
         raise error(
             f"{function}: labels {shape(labels)} of {labels.dtype} must be integer classes of shape "
-            f"{list(logits.shape[:-1])}, one for each example of the logits {shape(logits)}."
+            f"{list(tensor.shape[:-1])}, one for each example of {name} {shape(tensor)}."
         )
-    check_one_device(function, logits=logits, labels=labels)
+    check_one_device(function, labels=labels, **logits)
     return labels.long().unsqueeze(-1)
 
 
-def are_probabilities(function: str, labels: Tensor, logits: Tensor) -> bool:
+def are_probabilities(function: str, labels: Tensor, prediction: Tensor) -> bool:
     """Whether labels are probabilities `[..., classes]`, and not classes `[...]`."""
     check_tensor(function, "labels", labels)
-    if labels.shape != logits.shape:
+    if labels.shape != prediction.shape:
         return False
     if not labels.is_floating_point():
         raise TypeError(
-            f"{function}: labels {shape(labels)} of {labels.dtype} have one entry for each class of the "
-            f"logits {shape(logits)}. Where several classes may hold at once, use `binary_cross_entropy`. "
-            "Probabilities that sum to 1 must be floating-point."
+            f"{function}: labels {shape(labels)} of {labels.dtype} have one entry for each class of "
+            f"prediction {shape(prediction)}. Where several classes may hold at once, use "
+            "`binary_cross_entropy`. Probabilities that sum to 1 must be floating-point."
         )
-    check_one_device(function, logits=logits, labels=labels)
+    check_one_device(function, prediction=prediction, labels=labels)
     return True
 
 
@@ -202,18 +203,19 @@ def is_integer(tensor: Tensor) -> bool:
 # Hyper-parameters
 
 
-def per_example(function: str, temperature: float | Tensor, logits: Tensor) -> float | Tensor:
+def per_example(function: str, temperature: float | Tensor, /, **logits: Tensor) -> float | Tensor:
     """A temperature that may differ by example, shaped to divide `[..., classes]`."""
     if not isinstance(temperature, Tensor) or temperature.ndim == 0:
         check_number(function, "temperature", temperature, above=0)
         return temperature
-    if temperature.shape != logits.shape[:-1]:
+    ((name, tensor),) = logits.items()
+    if temperature.shape != tensor.shape[:-1]:
         raise ValueError(
             f"{function}: temperature {shape(temperature)} must be a number or have one value for each "
-            f"example, {list(logits.shape[:-1])}, of {shape(logits)}."
+            f"example, {list(tensor.shape[:-1])}, of {name} {shape(tensor)}."
         )
     floats(function, "...", temperature=temperature)
-    check_one_device(function, logits=logits, temperature=temperature)
+    check_one_device(function, temperature=temperature, **logits)
     return temperature.unsqueeze(-1)
 
 

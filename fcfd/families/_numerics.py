@@ -106,12 +106,19 @@ def binary_log_probabilities(logits: Tensor) -> Tensor:
 
 
 def binary_errors(logits: Tensor, probability: Tensor) -> Tensor:
-    """Binary cross-entropy of every logit with a probability of that class.
+    """Binary cross-entropy of every logit with a probability of that class, `excluded_or` as below."""
+    errors = F.binary_cross_entropy_with_logits(
+        torch.where(logits == -inf, 0.0, logits), probability, reduction="none"
+    )
+    return excluded_or(errors, logits, probability)
 
-    At the logit −∞ it is 0 where the probability is 0, and +∞, without a gradient, elsewhere.
-    """
-    excluded = logits == -inf
-    finite = torch.where(excluded, 0.0, logits)
-    errors = F.binary_cross_entropy_with_logits(finite, probability, reduction="none")
+
+def excluded_or(errors: Tensor, logits: Tensor, probability: Tensor) -> Tensor:
+    """The errors, but of an excluded class 0 where it has no probability, else +∞ without a gradient."""
     missed = probability.detach()
-    return torch.where(excluded, torch.where(missed == 0, 0.0, missed * inf), errors)
+    return torch.where(logits == -inf, torch.where(missed == 0, 0.0, missed * inf), errors)
+
+
+def mean_of_classes(errors: Tensor, logits: Tensor) -> Tensor:
+    """The mean over the last axis, of the classes that are not excluded."""
+    return errors.sum(-1) / (logits != -inf).sum(-1).clamp(min=1)

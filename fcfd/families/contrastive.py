@@ -62,7 +62,7 @@ def info_nce(
     """
     name = "info_nce"
     pair = alike(name, "batch, dimensions", _SPACE, query=query, positive=positive)
-    scale = per_example(name, temperature, query)
+    scale = per_example(name, temperature, query=query)
     if negatives is None:
         queries, positives = (safe_normalize(embedding) for embedding in pair)
         with exact(query):
@@ -113,8 +113,8 @@ def prototype_info_nce(
             f"{name}: embedding {shape(embedding)} and prototypes {shape(prototypes)} must have the same "
             f"dimensions. {_SPACE}"
         )
-    y = class_column(name, labels, embedding)
-    scale = per_example(name, temperature, embedding)
+    y = class_column(name, labels, embedding=embedding)
+    scale = per_example(name, temperature, embedding=embedding)
     student, centres = (safe_normalize(rows) for rows in lifted(student, centres))
     with exact(embedding):
         cosines = student @ centres.mT
@@ -228,7 +228,6 @@ def _negatives(function: str, query: Tensor, negatives: Tensor) -> Tensor:
 
 
 def _against(queries: Tensor, positives: Tensor, others: Tensor) -> Tensor:
-    """Cosines of every query with its positive, which come first, and with the negatives."""
     """Cosines of every query with its positive, which comes first, and with the negatives."""
     own = (queries * positives).sum(1, keepdim=True)
     with exact(queries):
@@ -242,7 +241,11 @@ def _bank_pair(function: str, banks: Banks, prediction: Tensor) -> list[Tensor]:
     if not isinstance(banks, Banks):
         raise TypeError(f"{function}: banks is of type {type(banks).__name__} and must be `Banks`.")
     hint = "Banks hold the same examples."
-    pair = alike(function, "examples, dimensions", hint, student=banks.student, teacher=banks.teacher)
+    rows = {"banks.student": banks.student, "banks.teacher": banks.teacher}
+    pair = alike(function, "examples, dimensions", hint, **rows)
+    for name, scale in {"student_log_z": banks.student_log_z, "teacher_log_z": banks.teacher_log_z}.items():
+        if scale is not None:
+            check_number(function, f"banks.{name}", scale)
     if banks.student.shape[1:] != prediction.shape[1:]:
         raise ValueError(
             f"{function}: the banks {shape(banks.student)} must be [examples, {prediction.shape[1]}] for the "

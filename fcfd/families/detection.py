@@ -1,9 +1,13 @@
 """Losses of detection heads, between classification logits of anchors ``[anchors, classes]``."""
 
+from math import inf
+
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ._checks import alike, check_number
-from ._numerics import binary_errors
+from ._numerics import excluded_or
 
 
 def kd_quality_focal(prediction: Tensor, target: Tensor, *, beta: float = 1.0) -> Tensor:
@@ -39,4 +43,7 @@ def kd_quality_focal(prediction: Tensor, target: Tensor, *, beta: float = 1.0) -
     check_number(name, "beta", beta, least=0)
     logits, teacher = alike(name, "..., classes", hint, prediction=prediction, target=target)
     score = teacher.sigmoid()
-    return (logits.sigmoid() - score).abs() ** beta * binary_errors(logits, score)
+    finite = torch.where(logits == -inf, 0.0, logits)
+    distance = (finite.sigmoid() - score).abs() ** beta
+    errors = F.binary_cross_entropy_with_logits(finite, score, reduction="none")
+    return excluded_or(distance * errors, logits, score)

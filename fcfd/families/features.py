@@ -409,6 +409,10 @@ def mgd(
     check_number(name, "alpha", alpha)
     _, teacher = _channel_pair(name, prediction, target)
     check_tensor(name, "mask", mask)
+    if mask.is_complex():
+        raise TypeError(f"{name}: mask {shape(mask)} of {mask.dtype} must be bool, or 0 and 1.")
+    if not callable(generator):
+        raise TypeError(f"{name}: generator is of type {type(generator).__name__} and must be a function.")
     check_one_device(name, prediction=prediction, mask=mask)
     sizes = list(zip(mask.shape, prediction.shape, strict=False))
     if mask.ndim != prediction.ndim or any(size not in (1, full) for size, full in sizes):

@@ -1,7 +1,13 @@
 """Losses between logits ``[..., classes]``: the last axis is the class axis.
 
-Every loss here that is defined per example returns ``[...]``, one value for each example (or token); the
-caller masks, weights and reduces. Softmaxes stay in log space, and half-precision logits are read in float32.
+Every loss here that is defined per example returns ``[...]``, one value for each example or token; the caller
+masks, weights and reduces. More than three axes are refused, because the last one may be the width of a map:
+``dense(loss)`` of `fcfd.losses` reads the classes on axis 1.
+
+Softmaxes stay in log space, and half-precision logits are read in float32. A class is excluded by the logit
+−∞. What both networks exclude counts nothing, as if the class were not there. What only the student excludes
+gives +∞ where the teacher finds it possible; the student's gradient is finite then, a teacher's may be NaN.
+`reverse_kl` is +∞, with the gradient 0, where the teacher alone excludes a class.
 """
 
 import math
@@ -37,6 +43,7 @@ from ._numerics import (
     exact,
     label_errors,
     lifted,
+    mean_of_classes,
     scaled,
 )
 
@@ -53,13 +60,16 @@ def cross_entropy(prediction: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         prediction: Logits `[..., classes]`.
-        labels: Integer classes `[...]`, or probabilities `[..., classes]` (mixed or smoothed labels). That
-            a class lies in range is torch's own check: reading it here would synchronise with the device.
+        labels: Integer classes `[...]`, or floating-point probabilities `[..., classes]` (mixed or smoothed
+            labels). That a class lies in range is torch's own check: reading it here would synchronise with
+            the device.
 
     Returns:
-        `[...]`, in nats.
+        `[...]`, in nats. NaN where probabilities do not sum to 1 (up to 1e-3, in half precision 1e-2): for
+        classes that may hold together there is `binary_cross_entropy`.
 
     Raises:
+        TypeError: The labels are bool, or one integer for each class (use `binary_cross_entropy`).
         ValueError: The labels fit neither form, or there is no example.
 
     Example:
@@ -69,7 +79,7 @@ def cross_entropy(prediction: Tensor, labels: Tensor) -> Tensor:
     name = "cross_entropy"
     logits = class_logits(name, prediction=prediction)
     if not are_probabilities(name, labels, prediction):
-        return label_errors(logits, class_column(name, labels, prediction))
+        return label_errors(logits, class_column(name, labels, prediction=prediction))
     logits, soft = lifted(prediction, _distributions(labels))
     log_probability = F.log_softmax(logits, dim=-1)
     nothing = (soft == 0) & (log_probability == -inf)
@@ -113,7 +123,7 @@ def binary_cross_entropy(prediction: Tensor, labels: Tensor) -> Tensor:
     wanted = labels if labels.is_floating_point() else labels.to(logits.dtype)
     logits, wanted = lifted(logits, wanted)
     outside = (wanted < 0) | (wanted > 1)
-    return torch.where(outside, nan, binary_errors(logits, wanted)).mean(-1)
+    return mean_of_classes(torch.where(outside, nan, binary_errors(logits, wanted)), logits)
 
 
 def tf_nkd(prediction: Tensor, labels: Tensor) -> Tensor:
@@ -128,7 +138,8 @@ def tf_nkd(prediction: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         prediction: Student logits `[batch, classes]`.
-        labels: Integer classes `[batch]`, or probabilities `[batch, classes]` (mixup, CutMix).
+        labels: Integer classes `[batch]`, or probabilities `[batch, classes]` (mixup, CutMix); where these
+            do not sum to 1 the value is NaN.
 
     Returns:
         A scalar: the mean confidence couples the batch. Not bounded below, since w may be negative.
@@ -145,15 +156,15 @@ def tf_nkd(prediction: Tensor, labels: Tensor) -> Tensor:
         against the distiller of yzd-v/cls_KD. No deviation.
     """
     name = "tf_nkd"
-    check_layout(name, "batch, classes", prediction=prediction)
     logits = class_logits(name, prediction=prediction)
+    check_layout(name, "batch, classes", prediction=prediction)
     if are_probabilities(name, labels, prediction):
         logits, soft = lifted(prediction, _distributions(labels))
         # Stable, so that among classes without mass the same one is taken on every device.
         heaviest, order = soft.sort(dim=-1, descending=True, stable=True)
         mass, classes = heaviest[:, :2], order[:, :2]
     else:
-        classes = class_column(name, labels, prediction)
+        classes = class_column(name, labels, prediction=prediction)
         mass = torch.ones_like(classes, dtype=logits.dtype)
     log_confidence = F.log_softmax(logits, dim=-1).gather(-1, classes)
     confidence = log_confidence.exp()
@@ -253,7 +264,7 @@ def kd_bce(prediction: Tensor, target: Tensor) -> Tensor:
         Checked against Hao840/vanillaKD `BinaryKLDiv`. No deviation.
     """
     student, teacher = logit_pair("kd_bce", prediction, target)
-    return binary_errors(student, F.softmax(teacher, dim=-1)).mean(-1)
+    return mean_of_classes(binary_errors(student, F.softmax(teacher, dim=-1)), student)
 
 
 def binary_kl(prediction: Tensor, target: Tensor, *, temperature: float | Tensor = 1.0) -> Tensor:
@@ -284,7 +295,7 @@ def binary_kl(prediction: Tensor, target: Tensor, *, temperature: float | Tensor
         probabilities to [1e−8, 1 − 1e−8] (log space here) and has no temperature.
     """
     student, teacher = binary_logits("binary_kl", prediction=prediction, target=target)
-    scale = per_example("binary_kl", temperature, prediction)
+    scale = per_example("binary_kl", temperature, prediction=prediction)
     log_student, log_teacher = (
         binary_log_probabilities(scaled(logits, scale)) for logits in (student, teacher)
     )
@@ -477,7 +488,8 @@ def dkd(
     ```
 
     Args:
-        prediction: Student logits `[..., classes]`, at least two classes.
+        prediction: Student logits `[..., classes]`. Where no class remains beside the label, because all
+            others are excluded, the value is NaN.
         target: Teacher logits of the same shape.
         labels: Integer classes y `[...]`.
         temperature: T, a number or one for each example `[...]`; published 4 on CIFAR-100, 1 on ImageNet.
@@ -523,7 +535,8 @@ def nkd(
     ```
 
     Args:
-        prediction: Student logits `[..., classes]`, at least two classes.
+        prediction: Student logits `[..., classes]`. Where no class remains beside the label, because all
+            others are excluded, the value is NaN.
         target: Teacher logits of the same shape.
         labels: Integer classes y `[...]`.
         temperature: T of the other classes only, a number or one for each example `[...]`; published 1.
@@ -655,7 +668,8 @@ def wkd_logit(
     out of sums over all classes: one K serves the batch, in B·C + C² memory instead of B·C².
 
     Args:
-        prediction: Student logits `[..., classes]`, at least two classes.
+        prediction: Student logits `[..., classes]`. Where no class remains beside the label, because all
+            others are excluded, the value is NaN.
         target: Teacher logits of the same shape.
         labels: Integer classes y `[...]`.
         cost: Unlikeness `[classes, classes]` of student class i and teacher class j, about 0 to 1.
@@ -697,7 +711,8 @@ def wkd_logit(
     student, teacher = (F.softmax(_without(logits, y), dim=-1) for logits in (student, teacher))
     price = F.relu(price) + 1e-8
     kernel = torch.exp(-price / regularization)
-    u, v = torch.full_like(student, 1 / (classes - 1)).scatter(-1, y, 0.0), teacher
+    start = _without(torch.where(_excluded(prediction, target), -inf, torch.zeros_like(student)), y)
+    u, v = F.softmax(start, dim=-1), teacher
     with exact(prediction):
         for _ in range(iterations):
             v = teacher / (u @ kernel + 1e-8)
@@ -749,7 +764,7 @@ def dist(
     name = "dist"
     check_finite(name, beta=beta, gamma=gamma)
     student, teacher = _batch_probabilities(name, prediction, target, temperature)
-    counted = ~((prediction == -inf) & (target == -inf))
+    counted = ~_excluded(prediction, target)
     over_classes = 1 - _correlation(student, teacher, counted, -1)
     over_batch = 1 - _correlation(student, teacher, counted, 0)
     return temperature**2 * (beta * over_classes + gamma * over_batch)
@@ -783,7 +798,8 @@ def mlkd_class_corr(prediction: Tensor, target: Tensor, *, temperature: float = 
         scalar.
     """
     student, teacher = _batch_probabilities("mlkd_class_corr", prediction, target, temperature)
-    return _gram_distance(student.mT, teacher.mT) / student.shape[1]
+    counted = ~_excluded(prediction, target).all(0)
+    return _gram_distance(student.mT, teacher.mT) / counted.sum()
 
 
 def mlkd_batch_corr(prediction: Tensor, target: Tensor, *, temperature: float = 4.0) -> Tensor:
@@ -826,7 +842,7 @@ def _softened(
 ) -> tuple[Tensor, Tensor]:
     """The logits of both networks, checked and divided by a temperature."""
     student, teacher = logit_pair(function, prediction, target)
-    scale = per_example(function, temperature, prediction)
+    scale = per_example(function, temperature, prediction=prediction)
     return scaled(student, scale), scaled(teacher, scale)
 
 
@@ -841,7 +857,7 @@ def _labelled(
     """The softened logits of both networks, and the labels as a column. Weights are checked too."""
     check_finite(function, **weights)
     student, teacher = _softened(function, prediction, target, temperature)
-    return student, teacher, class_column(function, labels, prediction)
+    return student, teacher, class_column(function, labels, prediction=prediction)
 
 
 def _log_softmaxes(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -869,6 +885,11 @@ def _confident_errors(prediction: Tensor, target: Tensor, y: Tensor) -> Tensor:
     student, teacher = (label_errors(logits, y) for logits in lifted(prediction, target))
     confidence = (-teacher).exp().detach()
     return confidence * torch.where(confidence == 0, 0.0, student)
+
+
+def _excluded(prediction: Tensor, target: Tensor) -> Tensor:
+    """Where both networks exclude a class."""
+    return (prediction == -inf) & (target == -inf)
 
 
 def _without(logits: Tensor, y: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def attention_transfer(prediction: Tensor, target: Tensor, *, p: float = 2.0) ->
     ```
 
     Args:
-        prediction: Map `[batch, channels, height, width]`.
+        prediction: Map `[batch, channels, *places]`.
         target: Map of the same examples. Its channels may differ, and its size: the larger map is
             average-pooled to the smaller one's.
         p: Exponent of the attention; published 2.
@@ -70,12 +70,13 @@ def hcl(prediction: Tensor, target: Tensor, *, sizes: tuple[int, ...] = (4, 2, 1
     loss[b] = (mse(f, g) + Σ_k 2⁻ᵏ · mse(pool_k(f), pool_k(g))) / (1 + Σ_k 2⁻ᵏ)
     ```
 
-    `pool_k` averages to the k-th of the sizes that are below the map's height, k = 1, 2, ...
+    `pool_k` averages to the k-th of the sizes that are below the map's height (its first place axis),
+    k = 1, 2, ...
 
     Args:
-        prediction: Map `[batch, channels, height, width]`, already in the target's space.
+        prediction: Map `[batch, channels, *places]`, already in the target's space.
         target: Map of the same shape.
-        sizes: Side lengths of the pooled maps, each a square; published (4, 2, 1).
+        sizes: Side lengths of the pooled maps, one for all axes; published (4, 2, 1).
 
     Returns:
         `[batch]`; the published loss adds the mean of each level's.
@@ -92,6 +93,8 @@ def hcl(prediction: Tensor, target: Tensor, *, sizes: tuple[int, ...] = (4, 2, 1
         dvlab-research/ReviewKD `hcl`. The fusion modules and the warm-up are the caller's.
     """
     name = "hcl"
+    if not isinstance(sizes, tuple | list):
+        raise TypeError(f"{name}: sizes {sizes!r} must be a tuple of whole numbers.")
     for size in sizes:
         check_whole(name, "sizes", size, least=1)
     student, teacher = alike(name, _MAP, _BRIDGE, prediction=prediction, target=target)
@@ -112,7 +115,7 @@ def channel_wise_divergence(prediction: Tensor, target: Tensor, *, temperature: 
     ```
 
     Args:
-        prediction: Map `[batch, channels, ...]`, already in the target's space; logit maps too.
+        prediction: Map `[batch, channels, *places]`, already in the target's space; logit maps too.
         target: Map of the same shape.
         temperature: T; published 4.
 
@@ -156,7 +159,7 @@ def pkd(prediction: Tensor, target: Tensor) -> Tensor:
     1e-6, (n − 1) / n · (1 − Pearson correlation) averaged over channels.
 
     Args:
-        prediction: Map `[batch, channels, ...]`.
+        prediction: Map `[batch, channels, *places]`.
         target: Map of the same shape. Where sizes differ, resize the student's map first; published:
             `torch.nn.functional.interpolate(student, target.shape[2:], mode="bilinear")`.
 
@@ -222,15 +225,16 @@ def wkd_feature(
     """Squared Wasserstein distance of two maps, read as a Gaussian for each channel and cell of a grid.
 
     ```
-    loss[b] = Σ_{c, cells} (mean_weight · (μ_s − μ_t)² + (σ_s − σ_t)²) / grid²,    σ = √(variance + eps)
+    loss[b] = Σ_{c, cells} (mean_weight · (μ_s − μ_t)² + (σ_s − σ_t)²) / cells,    σ = √(variance + eps)
     ```
 
     Args:
-        prediction: Map `[batch, channels, height, width]`.
+        prediction: Map `[batch, channels, *places]`.
         target: Map of the same examples and channels; its size may differ.
         mean_weight: How much more the means count; 1 is the distance itself, the published recipes set
             more for each pair of networks.
-        grid: Cells along each side, cut as adaptive pooling cuts them, each with its own statistics.
+        grid: Cells along each place axis, cut as adaptive pooling cuts them, each with its own statistics:
+            `grid` to the power of the axes.
         eps: Added to the (unbiased) variance; published 1e-5.
 
     Returns:
@@ -268,8 +272,8 @@ def fsp_matrix(first: Tensor, last: Tensor) -> Tensor:
     ```
 
     Args:
-        first: Map `[batch, first_channels, height, width]` where the block begins.
-        last: Map `[batch, last_channels, height, width]` where it ends. The larger of the two maps is
+        first: Map `[batch, first_channels, *places]` where the block begins.
+        last: Map `[batch, last_channels, *places]` where it ends. The larger of the two maps is
             average-pooled to the smaller one's size.
 
     Returns:
@@ -305,7 +309,7 @@ def inter_channel_correlation(prediction: Tensor, target: Tensor) -> Tensor:
     `F` is the map as a matrix `[channels, positions]`.
 
     Args:
-        prediction: Map `[batch, channels, ...]`, bridged to the target's channels (published: a 1×1
+        prediction: Map `[batch, channels, *places]`, bridged to the target's channels (published: a 1×1
             convolution and a batch norm).
         target: Map of the same examples and channels; its size may differ.
 
@@ -342,7 +346,7 @@ def nst_poly(prediction: Tensor, target: Tensor) -> Tensor:
     `s_i` is channel i of the prediction as a vector of length one, `S` the matrix of them.
 
     Args:
-        prediction: Map `[batch, channels, height, width]`.
+        prediction: Map `[batch, channels, *places]`.
         target: Map of the same examples. Its channels may differ, and its size: the larger map is
             average-pooled to the smaller one's.
 

@@ -433,7 +433,7 @@ def vrm(
     independent. `huber(x)` is ½x² up to x = 1 and x − ½ beyond.
 
     Args:
-        prediction: Student logits `[batch, classes]`.
+        prediction: Student logits `[batch, classes]`, finite: −∞ has no direction and gives NaN.
         target: Teacher logits of the same shape.
         prediction_view: Student logits of the augmented batch, of the same shape.
         target_view: Teacher logits of the augmented batch, of the same shape.

@@ -3,6 +3,7 @@
 A *transform* changes both networks' logits first: ``kl(standardize_logits(s), standardize_logits(t))``.
 A *temperature policy* gives one temperature for each example: ``dkd(s, t, y, temperature=...)``.
 A *weight policy* gives one weight for each example: ``(weight.detach() * kl(s, t)).mean()``.
+A class that is excluded by the logit −∞ counts nothing in any of them, and a transform leaves it excluded.
 """
 
 import math
@@ -57,8 +58,8 @@ def standardize_logits(logits: Tensor) -> Tensor:
     check_positions(name, logits=logits)
     if logits.shape[-1] < 2:
         raise ValueError(f"{name}: logits {shape(logits)} of one class have no deviation.")
-    centred, variance = _moments(checked, -1, correction=1)
-    return centred / (1e-7 + safe_sqrt(variance))
+    centred, variance, excluded = _moments(checked, -1, correction=1)
+    return torch.where(excluded, -inf, centred / (1e-7 + safe_sqrt(variance)))
 
 
 def batch_standardize_logits(logits: Tensor) -> Tensor:
@@ -89,8 +90,8 @@ def batch_standardize_logits(logits: Tensor) -> Tensor:
         ismail31416/LumiNet. No deviation.
     """
     (checked,) = floats("batch_standardize_logits", "batch, classes", logits=logits)
-    centred, variance = _moments(checked, 0, correction=0)
-    return centred / torch.sqrt(variance + 1e-5)
+    centred, variance, excluded = _moments(checked, 0, correction=0)
+    return torch.where(excluded, -inf, centred / torch.sqrt(variance + 1e-5))
 
 
 def grad_reverse(x: Tensor, *, scale: float = -1.0) -> Tensor:
@@ -334,8 +335,8 @@ def ea_weight(
     Args:
         prediction: Student logits `[..., classes]`.
         target: Teacher logits of the same shape.
-        bound: The largest entropy; log C by default, as published on ImageNet. On CIFAR-100 the code has
-            the number of classes, 100.
+        bound: The largest entropy; log C by default, as published on ImageNet, with C the classes that not
+            both networks exclude. On CIFAR-100 the code has the number of classes, 100.
         temperature: T; published 3.
         eps: Added inside the logarithms of the entropies; the published code has 1e−10.
 
@@ -355,11 +356,13 @@ def ea_weight(
     """
     name = "ea_weight"
     pair = logit_pair(name, prediction, target)
-    if bound is None:
-        bound = math.log(prediction.shape[-1])
-    check_number(name, "bound", bound, above=0)
     student, teacher = (_entropy(name, logits, temperature, eps) for logits in pair)
-    return 0.5 * teacher * (1 + student / bound)
+    if bound is not None:
+        check_number(name, "bound", bound, above=0)
+        return 0.5 * teacher * (1 + student / bound)
+    excluded = (prediction == -inf) & (target == -inf)
+    classes = (prediction.shape[-1] - excluded.sum(-1)).clamp(min=2)
+    return 0.5 * teacher * (1 + student / classes.to(student.dtype).log())
 
 
 def _entropy(function: str, logits: Tensor, temperature: float, eps: float) -> Tensor:
@@ -370,11 +373,11 @@ def _entropy(function: str, logits: Tensor, temperature: float, eps: float) -> T
     return crossed(log_p, inner)
 
 
-def _moments(logits: Tensor, axis: int, correction: int) -> tuple[Tensor, Tensor]:
-    """Logits less their mean along an axis, and their variance. Excluded ones count nothing, and stay −∞."""
+def _moments(logits: Tensor, axis: int, correction: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits less their mean along an axis, their variance, and which are excluded: those count nothing."""
     excluded = logits == -inf
     number = logits.shape[axis] - excluded.sum(axis, keepdim=True)
     mean = torch.where(excluded, 0.0, logits).sum(axis, keepdim=True) / number.clamp(min=1)
     centred = torch.where(excluded, 0.0, logits - mean)
     variance = centred.square().sum(axis, keepdim=True) / (number - correction).clamp(min=1)
-    return torch.where(excluded, -inf, centred), variance
+    return centred, variance, excluded

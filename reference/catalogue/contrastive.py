@@ -44,7 +44,8 @@ def with_banks(size: Size, generator: Generator, dtype: torch.dtype) -> dict[str
 
 def arrange_banks(inputs: Sequence[Tensor]) -> Sequence[Any]:
     *examples, student, teacher = inputs
-    scale = student.new_tensor(3.0).float()
+    device = next(x.device for x in inputs if isinstance(x, Tensor))
+    scale = torch.tensor(3.0, device=device)
     return *examples, Banks(student, teacher, scale, scale)
 
 

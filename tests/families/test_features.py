@@ -5,7 +5,18 @@ import torch
 from torch import Tensor
 
 from fcfd.families.features import attended_squared_error, mgd, ofd, srd, vid
-from fcfd.families.maps import attention_transfer, channel_stats_align, pkd, wavelet_compress, wkd_feature
+from fcfd.families.maps import (
+    attention_transfer,
+    channel_stats_align,
+    channel_wise_divergence,
+    fsp_matrix,
+    hcl,
+    inter_channel_correlation,
+    nst_poly,
+    pkd,
+    wavelet_compress,
+    wkd_feature,
+)
 
 
 def maps(*shape: int) -> Tensor:
@@ -62,6 +73,51 @@ def test_a_target_that_is_never_positive_asks_little() -> None:
     torch.testing.assert_close(ofd(student, teacher, margin), wanted)
 
 
+SPACELESS = (
+    hcl,
+    attention_transfer,
+    nst_poly,
+    wkd_feature,
+    channel_wise_divergence,
+    inter_channel_correlation,
+    pkd,
+    fsp_matrix,
+)
+
+
+@pytest.mark.parametrize("loss", SPACELESS, ids=lambda loss: loss.__name__)
+def test_a_map_has_any_axes_of_space(loss) -> None:
+    student, teacher = maps(2, 3, 4, 4), maps(2, 3, 4, 4) + maps(4)
+    flat = loss(student, teacher)
+    # A row of pixels is the same along one axis, or along two or three of which the others are of size one.
+    row, column = student[:, :, :1], teacher[:, :, :1]
+    wanted = loss(row.reshape(2, 3, 4), column.reshape(2, 3, 4))
+    for size in ((4, 1), (4, 1, 1)):
+        torch.testing.assert_close(loss(row.reshape(2, 3, *size), column.reshape(2, 3, *size)), wanted)
+    assert loss(student.reshape(2, 3, 2, 2, 4), teacher.reshape(2, 3, 2, 2, 4)).shape == flat.shape
+
+
+@pytest.mark.parametrize("size", [(4,), (4, 4), (4, 4, 2)], ids=str)
+def test_a_larger_map_is_pooled_along_every_axis(size: tuple[int, ...]) -> None:
+    small, large = maps(2, 3, *size), maps(2, 3, *(2 * side for side in size))
+    pooled = large
+    for axis in range(2, large.ndim):
+        pooled = pooled.unflatten(axis, (-1, 2)).mean(axis + 1)
+    for loss in (attention_transfer, nst_poly, fsp_matrix):
+        torch.testing.assert_close(loss(small, large), loss(small, pooled))
+
+
+def test_a_grid_of_cells_cuts_every_axis() -> None:
+    student, teacher = maps(2, 3, 4, 4, 4), maps(2, 3, 4, 4, 4) + 1
+    halves = slice(0, 2), slice(2, 4)
+    wanted = torch.zeros(2, dtype=torch.float64)
+    for a in halves:
+        for b in halves:
+            for c in halves:
+                wanted += wkd_feature(student[:, :, a, b, c], teacher[:, :, a, b, c]) / 8
+    torch.testing.assert_close(wkd_feature(student, teacher, grid=2), wanted)
+
+
 MAP = torch.ones(2, 3, 4, 4)
 
 
@@ -94,6 +150,22 @@ MAP = torch.ones(2, 3, 4, 4)
         (
             lambda: wkd_feature(MAP, MAP, grid=4),
             r"wkd_feature: a cell of grid 4 has fewer than two pixels of the map \[2, 3, 4, 4\]",
+        ),
+        (
+            lambda: hcl(MAP[:, :, 0, 0], MAP[:, :, 0, 0]),
+            r"hcl: prediction \[2, 3\] must be \[batch, ch",
+        ),
+        (
+            lambda: attention_transfer(MAP, torch.ones(2, 3, 4)),
+            r"attention_transfer: prediction \[2, 3, 4, 4\] and target \[2, 3, 4\] must have the same number",
+        ),
+        (
+            lambda: attention_transfer(torch.ones(2, 3, 4, 4, 4, 4), torch.ones(2, 3, 2, 2, 2, 2)),
+            r"attention_transfer: a map \[2, 3, 4, 4, 4, 4\] of 4 axes of places cannot be pooled",
+        ),
+        (
+            lambda: channel_wise_divergence(MAP[..., :1, :1], MAP[..., :1, :1]),
+            r"channel_wise_divergence: prediction \[2, 3, 1, 1\] has one position",
         ),
         (
             lambda: wavelet_compress(MAP, keep=0.0),

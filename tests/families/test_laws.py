@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
+from fcfd._tree import tensors
 from reference.catalogue import FAMILIES, ROWS, Row, Size
 
 HALF = (torch.float16, torch.bfloat16)
@@ -185,6 +186,28 @@ def test_half_precision_gives_float32_and_the_rest_stays(row: Row, dtype: torch.
     torch.testing.assert_close(result.double(), call(row, exactly), rtol=2e-3, atol=2e-4)
 
 
+@every(lambda row: len(floats(row, draw(row))) > 1)
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)
+def test_of_several_types_the_widest_is_computed_in(row: Row, dtype: torch.dtype) -> None:
+    inputs = draw(row)
+    for key in floats(row, inputs):
+        mixed = {**inputs, key: inputs[key].to(dtype)}
+        result = call(row, mixed)
+        assert result.dtype == torch.float64
+        torch.testing.assert_close(result, call(row, {**mixed, key: mixed[key].double()}))
+
+
+@every(lambda row: floats(row, draw(row)))
+def test_nan_comes_out_wherever_it_goes_in(row: Row) -> None:
+    inputs = draw(row, Size(4, 5, 2))
+    for key, x in floats(row, inputs).items():
+        for at in range(x.numel()):
+            spoiled = x.clone()
+            spoiled.view(-1)[at] = torch.nan
+            results = row.loss(*row.arrange(list({**inputs, key: spoiled}.values())), **row.hyper)
+            assert any(result.isnan().any() for result in tensors(results)), (key, at)
+
+
 @every()
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)
 @pytest.mark.parametrize("seed", range(3))
@@ -241,6 +264,15 @@ def test_everything_happens_on_the_device_of_the_inputs(row: Row) -> None:
     expected = call(row, inputs)
     with torch.device("meta"):
         assert torch.equal(call(row, inputs), expected)
+
+
+@every()
+def test_the_shape_of_a_result_can_be_asked_without_numbers(row: Row) -> None:
+    inputs = differentiable(row, draw(row, dtype=torch.float32))
+    value = call(row, {key: x.to("meta") for key, x in inputs.items()})
+    expected = call(row, inputs)
+    assert (value.device.type, value.shape, value.dtype) == ("meta", expected.shape, expected.dtype)
+    assert value.requires_grad == expected.requires_grad
 
 
 @every()

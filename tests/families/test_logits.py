@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from torch.nn import functional as F
 
 from fcfd.families import detection, logits, temperatures
 
@@ -64,7 +66,7 @@ def test_the_ends_of_each_family_meet(batch):
 @quick
 def test_soft_labels_of_one_class_are_hard_labels(batch):
     student, _, labels = draw(batch)
-    soft = torch.nn.functional.one_hot(labels, student.shape[1]).double()
+    soft = F.one_hot(labels, student.shape[1]).double()
     for loss in (logits.cross_entropy, logits.tf_nkd):
         torch.testing.assert_close(loss(student, soft), loss(student, labels))
 
@@ -73,6 +75,30 @@ def test_mixed_labels_count_by_their_two_heaviest_classes():
     student, mixed = torch.zeros(2, 4), torch.tensor([[0.7, 0.3, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
     weights = (0.7 + 1.0) / 2 + (0.3 + 0.0) / 2
     torch.testing.assert_close(logits.tf_nkd(student, mixed), torch.tensor(weights * math.log(4)))
+
+
+@given(batches)
+@quick
+def test_binary_losses_are_those_of_torch_and_of_the_paper(batch):
+    student, teacher, _ = draw(batch)
+    labels = teacher > 1
+    wanted = F.binary_cross_entropy_with_logits(student, labels.double(), reduction="none").mean(1)
+    for kind in (torch.bool, torch.int64, torch.uint8, torch.float64):
+        torch.testing.assert_close(logits.binary_cross_entropy(student, labels.to(kind)), wanted)
+    p, q = (teacher / 2).sigmoid(), (student / 2).sigmoid()
+    wanted = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    found = logits.binary_kl(student, teacher, temperature=2.0)
+    torch.testing.assert_close(found, 4 * wanted.sum(1), rtol=1e-6, atol=1e-9)
+
+
+def test_one_sigmoid_is_a_softmax_of_two():
+    student, teacher, _ = draw((4, 1, 0))
+    two = (torch.cat((z, torch.zeros_like(z)), 1) for z in (student, teacher))
+    torch.testing.assert_close(logits.binary_kl(student, teacher), logits.kl(*two, temperature=1.0))
+    labels = torch.tensor([[1], [0], [1], [0]])
+    two = torch.cat((student, torch.zeros_like(student)), 1)
+    wanted = logits.cross_entropy(two, 1 - labels.squeeze(1))
+    torch.testing.assert_close(logits.binary_cross_entropy(student, labels), wanted)
 
 
 # What a body replaces
@@ -181,6 +207,52 @@ def test_what_the_teacher_doubts_weighs_more():
     torch.testing.assert_close(
         temperatures.entropy(sure, eps=1e-10), temperatures.entropy(sure), rtol=1e-6, atol=0
     )
+
+
+# Labels
+
+
+@pytest.mark.parametrize("loss", [logits.cross_entropy, logits.tf_nkd], ids=lambda loss: loss.__name__)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_soft_labels_sum_to_one_or_the_value_is_nan(loss, dtype):
+    student = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0))
+    smooth = 0.9 * F.one_hot(torch.tensor([0, 5, 9]), 1000) + 0.1 / 1000
+    assert loss(student, smooth.to(dtype)).isfinite().all()
+    several = smooth.to(dtype)
+    several[1, :3] = 1
+    value = loss(student, several)
+    assert value.isnan().any()
+    if loss is logits.cross_entropy:
+        assert value.isnan().tolist() == [False, True, False]
+
+
+def test_several_labels_want_the_binary_loss():
+    student = torch.zeros(3, 4)
+    for labels in (torch.ones(3, 4, dtype=torch.bool), torch.ones(3, 4, dtype=torch.long)):
+        message = r"^cross_entropy: labels \[3, 4\] of .* one entry for each class.*`binary_cross_entropy`"
+        with pytest.raises(TypeError, match=message):
+            logits.cross_entropy(student, labels)
+    assert logits.binary_cross_entropy(student, 2 * torch.ones(3, 4)).isnan().all()
+    with pytest.raises(ValueError, match=r"^binary_cross_entropy: .*labels \[3\].*`cross_entropy`"):
+        logits.binary_cross_entropy(student, torch.zeros(3, dtype=torch.long))
+
+
+def test_a_temperature_that_moves_does_not_compile_anew():
+    student, teacher, labels = draw((4, 6, 0))
+    counter = CompileCounter()
+    torch.compiler.reset()
+    step = torch.compile(
+        lambda t: (
+            logits.kl(student, teacher, temperature=t).mean()
+            + logits.dkd(student, teacher, labels, temperature=t, beta=2 * t).mean()
+        ),
+        fullgraph=True,
+        backend=counter,
+    )
+    for temperature in (4.0, 3.5, 2.25, 1.5, 0.5):
+        step(temperature)
+    torch.compiler.reset()
+    assert counter.frame_count <= 2
 
 
 # Errors
