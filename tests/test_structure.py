@@ -14,7 +14,7 @@ PACKAGE = Path(fcfd.__file__).parent
 
 LAYERS = (
     ("_tree", "_layout", "paths", "schedules"),
-    ("_copies",),
+    ("_copies", "_refusals"),
     ("families._checks", "families._numerics"),
     (
         "families.logits",
