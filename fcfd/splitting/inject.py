@@ -181,7 +181,7 @@ class _Grown(NamedTuple):
 
 
 def _grown(injected: Sequence[_Injected]) -> _Grown:
-    """How much more a feature holds than the recorded one, by sizes that grow with examples or tokens alone."""
+    """How much more a feature holds than the recorded one, by sizes that grow with examples or tokens."""
     examples = tokens = 0
     for _, leaf, tensor in injected:
         rows = zip(tensor.shape, leaf.shape, leaf.per_example, leaf.per_token, strict=False)
