@@ -178,6 +178,10 @@ def _by_path(name: str, given: Mapping[str, T] | None, kind: type[T]) -> dict[st
 
 def _check_networks(networks: Mapping[str, Network], student: str, teacher: str) -> None:
     check_mapping("link", "networks", networks, "a dict by letter: {'t': fcfd.split(teacher), ...}")
+    if not networks:
+        raise ValueError(
+            "link: networks is empty; give {'t': fcfd.split(teacher), 's': fcfd.split(student)}."
+        )
     for letter, network in networks.items():
         if not isinstance(network, Network):
             raise TypeError(
@@ -333,21 +337,22 @@ def _build(
             raise ValueError(
                 f"link: no path needs your bridge {name!r}, only {', '.join(map(repr, needed))}."
             )
-    modules: dict[str, nn.ModuleDict] = {}
-    for name, (column, at) in needed.items():
-        reads = step(name).reads
-        source, target, sees = values[reads[0]], values[counterpart(name)], len(reads) > 1
+    for name in needed:  # all refusals first: building one draws random numbers
+        seen = [values[path] for path in step(name).reads]
         if name in own:
-            _check_own(name, own[name], (source, target) if sees else source, target)
-            made = own[name]
-        elif sees:
+            _check_own(name, own[name], tuple(seen) if len(seen) > 1 else seen[0], values[counterpart(name)])
+        elif len(seen) > 1:
             raise ValueError(
                 f"link: {name!r} needs a bridge that sees its target: pass bridges={{{name!r}: ...}}."
             )
-        else:
-            read = layouts.get(reads[0]), layouts.get(counterpart(name))
-            made = _made(name, source, target, read, values[""])
-        modules.setdefault(column, nn.ModuleDict())[str(at)] = made
+    modules: dict[str, nn.ModuleDict] = {}
+    for name, (column, at) in needed.items():
+        module = own.get(name)
+        if module is None:
+            source, target = step(name).reads[0], counterpart(name)
+            read = layouts.get(source), layouts.get(target)
+            module = _made(name, values[source], values[target], read, values[""])
+        modules.setdefault(column, nn.ModuleDict())[str(at)] = module
     return modules
 
 

@@ -170,8 +170,7 @@ def present(terms: Terms) -> dict[str, Term]:
         >>> list(present(scaled(recipes.kd(2), {"kl": 0.0})))
         ['label']
     """
-    found = check_terms("terms", terms)
-    return {name: found[name] for name in found if not _is_zero(found[name].weight)}
+    return {name: term for name, term in terms.items() if not _is_zero(term.weight)}
 
 
 def _is_zero(weight: float | Tensor) -> bool:

@@ -10,7 +10,7 @@ from ._text import check_mapping, check_number, check_type, table
 from ._tree import detach, shapes
 from .paths import crosses, expand, plan as plan_of, step
 from .stages import Buffers, Column, Params, Stage
-from .terms import Term, Terms, is_batch_data, path_names, present, reads
+from .terms import Term, Terms, check_terms, is_batch_data, path_names, present, reads
 
 
 class Columns(NamedTuple):
@@ -259,7 +259,7 @@ def evaluate(terms: Terms, values: Mapping[str, Any]) -> dict[str, Tensor]:
         {'label': tensor(0.6931)}
     """
     check_mapping("evaluate", "values", values, "what a walk returned, by path")
-    return {name: _part(name, term, values) for name, term in present(terms).items()}
+    return {name: _part(name, term, values) for name, term in present(check_terms("evaluate", terms)).items()}
 
 
 def _part(name: str, term: Term, values: Mapping[str, Any]) -> Tensor:
@@ -308,7 +308,7 @@ def weighted_sum(terms: Terms, parts: Mapping[str, Tensor]) -> Tensor:
         >>> weighted_sum(terms, {"label": torch.tensor(1.0), "kl/student": torch.tensor(2.0)})
         tensor(3.)
     """
-    counted = present(terms)
+    counted = present(check_terms("weighted_sum", terms))
     if not counted:
         raise ValueError("weighted_sum: there is no term to add up.")
     for name, term in counted.items():
@@ -343,7 +343,8 @@ def objective(
     Raises:
         ValueError: As `walk`, `evaluate` and `weighted_sum`.
     """
-    planned = plan_of(reads(present(terms).values()))
+    terms = present(check_terms("objective", terms))
+    planned = plan_of(reads(terms.values()))
     values, written = walk(planned, stages, params, buffers, values)
     parts = evaluate(terms, values)
     return weighted_sum(terms, parts), Aux(parts, values, merge_buffers(buffers, written))
