@@ -764,7 +764,7 @@ def dist(
     name = "dist"
     check_finite(name, beta=beta, gamma=gamma)
     student, teacher = _batch_probabilities(name, prediction, target, temperature)
-    counted = ~_excluded(prediction, target)
+    counted = (~_excluded(prediction, target)).to(student.dtype)
     over_classes = 1 - _correlation(student, teacher, counted, -1)
     over_batch = 1 - _correlation(student, teacher, counted, 0)
     return temperature**2 * (beta * over_classes + gamma * over_batch)
@@ -925,7 +925,7 @@ def _correlation(a: Tensor, b: Tensor, counted: Tensor, axis: int) -> Tensor:
     """The mean over correlations along an axis, of what counts; where one side is constant it is 0."""
     number = counted.sum(axis, keepdim=True)
     size = number.clamp(min=1)
-    a, b = (torch.where(counted, x - x.sum(axis, keepdim=True) / size, 0.0) for x in (a, b))
+    a, b = ((x - x.sum(axis, keepdim=True) / size) * counted for x in (a, b))
     norms: Tensor = torch.linalg.vector_norm(a, dim=axis) * torch.linalg.vector_norm(b, dim=axis)
     correlations = (a * b).sum(axis) / (norms + 1e-8)
     return correlations.sum() / (number > 0).sum()
