@@ -30,6 +30,8 @@ class Pair(NamedTuple):
 
     copied: nn.Module
     original: nn.Module
+    parent: nn.Module | None  # of the original
+    name: str
 
 
 class Kept(NamedTuple):
@@ -72,7 +74,22 @@ def replica(model: nn.Module, convert: Callable[[Tensor], Tensor] = lambda tenso
             for hook in value.values() if key.endswith("_hooks") else ():
                 if not isinstance(getattr(hook, "__self__", None), nn.Module):
                     memo[id(hook)] = hook
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # whatever an attribute says to being copied
+        raise ValueError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). Split it before its "
+            "parameters are sharded, and without attributes that cannot be copied."
+        ) from error
+
+
+def pairs(copied: nn.Module, model: nn.Module) -> dict[str, Pair]:
+    """Every module of a copy with its original, by name."""
+    found = {}
+    for name, original in model.named_modules():
+        parent = model.get_submodule(name.rpartition(".")[0]) if name else None
+        found[name] = Pair(copied.get_submodule(name), original, parent, name)
+    return found
 
 
 def places(module: nn.Module, within: nn.Module | None = None) -> Places:
@@ -170,9 +187,9 @@ def call(
     """
     with _alone(own.module):
         adopt(own.modes)
-        for copied, original in asleep:
-            copied._awake = original.training  # type: ignore[assignment]
-            copied.training = False
+        for pair in asleep:
+            pair.copied._awake = pair.original.training  # type: ignore[assignment]
+            pair.copied.training = False
         try:
             return functional_call(own.module, tensors, args, kwargs, tie_weights=False)
         finally:
@@ -181,10 +198,15 @@ def call(
 
 
 def adopt(modes: Iterable[Pair]) -> None:
-    """Put the modules of a copy into the modes of their originals."""
-    for copied, original in modes:
+    """Put the modules of a copy into the modes of their originals, which must still be the model's."""
+    traced = torch.compiler.is_compiling()
+    for copied, original, parent, name in modes:
         if copied.training != original.training:
             copied.training = original.training
+        if traced or parent is None:
+            continue
+        if parent._modules.get(name.rpartition(".")[2]) is not original:
+            raise ValueError(f"stage: {name!r} was replaced after the stage was made. Split the model again.")
 
 
 def wake(asleep: Iterable[nn.Module]) -> None:
@@ -193,10 +215,9 @@ def wake(asleep: Iterable[nn.Module]) -> None:
         copied.training = bool(copied._awake)
 
 
-def follow(pairs: Iterable[Pair], model: nn.Module, other: nn.Module) -> tuple[Pair, ...]:
-    """The same pairs with the modules of another model in place of a model's."""
-    instead = dict(zip(model.modules(), other.modules(), strict=True))
-    return tuple(Pair(copied, instead[original]) for copied, original in pairs)
+def follow(modes: Iterable[Pair], other: nn.Module) -> tuple[Pair, ...]:
+    """The same pairs, with the modules of another copy in place of the originals."""
+    return tuple(Pair(pair.copied, other.get_submodule(pair.name), None, pair.name) for pair in modes)
 
 
 def restore(kept: Iterable[Kept]) -> None:

@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ._copies import Copy, Kept, Pair, Places, adopt, call, places, plain, skeleton
+from ._copies import Copy, Kept, Places, adopt, call, pairs, places, plain, skeleton
+from ._refusals import check
 from ._tree import clone, shape
 
 Params: TypeAlias = Mapping[str, Tensor]
@@ -38,12 +39,19 @@ def stage(module: nn.Module, prefix: str = "", *, protect: bool = True) -> Stage
     Returns:
         A stage. It raises a `ValueError` that names what is missing where a dict lacks an entry.
 
+    Raises:
+        TypeError: The module is none.
+        ValueError: It is lazy and did not run yet, compiled, or holds functions that read its own tensors.
+            A module that recomputes in the backward pass by itself (`torch.utils.checkpoint`) fails there,
+            with a tensor on `meta`: turn it off, and use `fcfd.checkpointed`.
+
     Example:
         >>> head = stage(torch.nn.Linear(3, 2), "fc.")
         >>> params = {"fc.weight": torch.ones(2, 3), "fc.bias": torch.zeros(2)}
         >>> head(params, {}, torch.ones(1, 3))
         (tensor([[3., 3.]]), {})
     """
+    check("stage", module)
     own = places(module)
     return whole(
         module,
@@ -58,7 +66,7 @@ def stage(module: nn.Module, prefix: str = "", *, protect: bool = True) -> Stage
 def whole(module: nn.Module, names: Places, *, protect: bool = True) -> Stage:
     """Make a stage of a module whose tensors have these names."""
     copied = skeleton(module)
-    modes = tuple(map(Pair, copied.modules(), module.modules()))
+    modes = tuple(pairs(copied, module).values())
     adopt(modes)  # here, so that a compiled stage does not find other flags in its second call
     own = Copy(
         module=copied,

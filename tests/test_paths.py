@@ -254,3 +254,20 @@ def test_depths_and_directions_are_checked(function, arguments, options, error, 
 def test_depth_is_of_paths_alone(path):
     with pytest.raises(ValueError, match="^(step|depth): "):
         depth(path)
+
+
+@given(st.text(alphabet="abst>&S0123 é", max_size=12))
+def test_any_string_is_a_path_or_refused(text):
+    """Whatever the string: a plan that is closed, or a sentence that begins with who speaks."""
+    refused = ""
+    try:
+        planned = plan([text])
+    except ValueError as error:
+        refused = str(error)
+    if refused:
+        assert refused.startswith(("step: ", "expand: "))
+        return
+    path = expand(text)
+    assert path == "" or planned[-1] == path
+    assert depth(text) == (0 if path == "" else step(path).at + 1)
+    assert plan(planned) == planned

@@ -17,7 +17,7 @@ PACKAGE = Path(fcfd.__file__).parent
 LAYERS = (
     ("_text",),
     ("_tree", "layouts", "paths", "schedules"),
-    ("_copies",),
+    ("_copies", "_refusals"),
     ("families._numerics",),
     ("families._checks",),
     (

@@ -12,7 +12,7 @@ from ..layouts import places
 from .graph import behind
 from .inject import Cut, features, features_of, replaceable, returned
 from .network import Boundary
-from .record import Record, Recording
+from .record import Record, Recording, both
 
 BY_HAND = "write the stages by hand: split([module, ...])"
 
@@ -27,7 +27,7 @@ class _Feature(NamedTuple):
 def cuts_of(recording: Recording) -> tuple[str, ...]:
     """The modules that are a boundary by themselves, in the order in which they end."""
     calls = sorted(recording.eval.calls, key=lambda call: call.end)
-    return tuple(call.name for call in calls if all(_is_cut(record, call.name) for record in recording))
+    return tuple(call.name for call in calls if all(_is_cut(record, call.name) for record in both(recording)))
 
 
 def _is_cut(record: Record, name: str) -> bool:
@@ -147,10 +147,12 @@ def named(
                     f"split: {type(model).__name__} has no module {name!r}. Near: {_listed(near)}."
                 )
         cut = tuple(first[modules[name]] for name in names)
-        for record in recording:
+        for record in both(recording):
             if fault := _fault(record, cut):
                 text = _company(record, cut) or fault + _near(record, cut[-1], cuts)
                 raise ValueError(f"split: {text}")
+        if cut in ends:
+            raise ValueError(f"split: the boundary {boundary!r} is given twice.")
         ends[cut] = max(recording.eval.runs[name][0].end for name in cut)
     return tuple(sorted(ends, key=lambda cut: ends[cut]))
 

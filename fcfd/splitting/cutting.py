@@ -2,19 +2,20 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .._copies import places, replica
+from .._refusals import check, said
 from .._tree import clone, detach, map_tensors
 from ..stages import Buffers, Params, Stage, whole
-from .boundaries import automatic, cuts_of, head, named
+from .boundaries import BY_HAND, automatic, cuts_of, head, named
 from .inject import Cut, Piece, features_of, make, returned, run
 from .network import Boundary, Network
 from .record import Batch, Recording, random_state_kept, record
-from .verify import proved
+from .verify import proved, state_of
 
 _SIZES = (224, 256, 299, 384, 448, 512, 32, 28)  # of images that are tried where no example is given
 
@@ -75,11 +76,27 @@ def split(
         ('0.0', '2')
     """
     if not isinstance(model, nn.Module):
-        return _by_hand(tuple(model), at, example)
-    _refuse_wrappers(model)
+        return _by_hand(_entries(model), at, example)
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        kind = type(model).__name__
+        raise ValueError(f"split: {kind} wraps a model. Split model.module and distribute the training step.")
+    check("split", model)
+    _check_at(at)
+    before = state_of(model)
     with random_state_kept():
         batch, recording = _recorded(model, example, share=not proof)
+        if recording.train.recomputes:
+            raise ValueError(
+                f"split: {type(model).__name__} recomputes parts of itself in the backward pass "
+                "(torch.utils.checkpoint), when the parameters that a stage was given are gone. Turn it off, "
+                "and recompute the stages: fcfd.checkpointed(network.stages)."
+            )
         cuts = cuts_of(recording)
+        if not cuts and isinstance(batch, Mapping):
+            raise ValueError(
+                f"split: {type(model).__name__} has no cuts from its input to the logits. The input is the "
+                f"example's first entry, {next(iter(batch))!r}; put another entry first if it is not."
+            )
         if at is None or isinstance(at, int):
             chosen = automatic(model, recording, cuts, at)
         else:
@@ -93,6 +110,11 @@ def split(
             said = _proved(model, pieces, batch, example, exact)
         else:
             said = "left out"
+    if state_of(model) != before:
+        raise ValueError(
+            f"split: {type(model).__name__} reaches out of itself: running a copy of it changed the model's "
+            f"tensors, hooks or modes. Find the hook or the global that does this, or {BY_HAND}."
+        )
     return Network(
         stages=tuple(partial(run, piece) for piece in pieces),
         params=dict(model.named_parameters()),
@@ -104,19 +126,34 @@ def split(
     )
 
 
-def _refuse_wrappers(model: nn.Module) -> None:
-    kind = type(model).__name__
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise ValueError(f"split: {kind} wraps a model. Split model.module and distribute the training step.")
-    if hasattr(model, "_orig_mod"):
-        raise ValueError("split: the model is compiled. Split model._orig_mod and compile the stages.")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError("split: a scripted model has no forward to cut. Split the model that was scripted.")
+def _entries(model: Any) -> tuple[Callable[..., Any], ...]:
+    """The stages of a list, or what was meant by something else."""
+    if isinstance(model, str | type | Mapping) or not isinstance(model, Iterable):
+        what = repr(model) if isinstance(model, str) else said(model)
+        raise TypeError(f"split: {what} is no model. Pass a module, or a list of modules and functions.")
+    entries = tuple(model)
+    for place, entry in enumerate(entries):
+        if not callable(entry) or isinstance(entry, type):
+            raise TypeError(f"split: entry {place} of the list is {entry!r}, and not a module or a function.")
+        if isinstance(entry, nn.Module):
+            check("split", entry)
+    return entries
+
+
+def _check_at(at: Any) -> None:
+    if at is None:
+        return
+    if isinstance(at, str) or not isinstance(at, int | Iterable):
+        raise TypeError(f"split: at={at!r}; pass a number of stages, or a list of names: at=[{at!r}].")
+    if isinstance(at, int) and at < 1:
+        raise ValueError(f"split: at={at} stages; a model has at least one.")
 
 
 def _by_hand(entries: tuple[Callable[..., Any], ...], at: Any, example: Any) -> Network:
     """Each entry is a stage; tensors are named as in `nn.Sequential(*entries)`."""
-    if not entries or at is not None or example is not None:
+    if not entries:
+        raise ValueError("split: an empty list has no stages. Pass a model, or a list of modules.")
+    if at is not None or example is not None:
         raise ValueError("split: a list of modules is a model in stages; it takes no names and no example.")
     modules = nn.ModuleDict({str(at): one for at, one in enumerate(entries) if isinstance(one, nn.Module)})
     return Network(
@@ -131,9 +168,43 @@ def _by_hand(entries: tuple[Callable[..., Any], ...], at: Any, example: Any) -> 
 
 
 def _stage_by_hand(entry: Callable[..., Any], modules: nn.Module) -> Stage:
-    if isinstance(entry, nn.Module):
-        return whole(entry, places(entry, within=modules))
-    return partial(_run_function, entry)
+    if not isinstance(entry, nn.Module):
+        return partial(_run_function, entry)
+    run_entry = whole(entry, places(entry, within=modules))
+    shared = _shared(entry, modules)
+    return partial(_run_checked, run_entry, shared) if shared else run_entry
+
+
+class _Shared(NamedTuple):
+    """A norm that several stages run: a walk gives each the statistics from before the step."""
+
+    norm: nn.Module
+    text: str
+
+
+def _shared(entry: nn.Module, modules: nn.Module) -> tuple[_Shared, ...]:
+    """The norms with statistics of a stage that other stages run, too."""
+    found = []
+    for name, norm in modules.named_modules():
+        if not getattr(norm, "track_running_stats", False) or norm not in {*entry.modules()}:
+            continue
+        users = [place for place, other in modules.named_children() if norm in {*other.modules()}]
+        if len(users) > 1:
+            text = (
+                f"split: {name!r} is in stages {' and '.join(users)}, and in train mode its statistics would "
+                "count one of them. Make those one stage, or give each a norm of its own."
+            )
+            found.append(_Shared(norm, text))
+    return tuple(found)
+
+
+def _run_checked(
+    run_entry: Stage, shared: Sequence[_Shared], params: Params, buffers: Buffers, x: Any
+) -> tuple[Any, dict[str, Tensor]]:
+    for norm, text in shared:
+        if norm.training:
+            raise ValueError(text)
+    return run_entry(params, buffers, x)
 
 
 def _run_function(
@@ -157,9 +228,10 @@ def _recorded(model: nn.Module, example: Any, share: bool) -> tuple[Batch, Recor
     convert = _empty if _on_meta(model) else partial(_followed, share=share)
     errors = []
     for batch in batches:
+        twin = replica(model, convert)
         try:
-            given = map_tensors(_empty, batch) if _on_meta(model) else clone(detach(batch))
-            return batch, record(replica(model, convert), given)
+            own = map_tensors(_empty, batch) if _on_meta(model) else clone(detach(batch))
+            return batch, record(twin, own)
         except Exception as error:  # whatever a model's forward raises
             errors.append(error)
     given = "the example" if example is not None else f"an image batch (2, 3, {_SIZES[0]}, {_SIZES[0]})"

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .._copies import Copy, Kept, Pair, Places, adopt, call, lend, places, plain, skeleton, wake
+from .._copies import Copy, Kept, Pair, Places, adopt, call, lend, pairs, places, plain, skeleton, wake
 from .._tree import clone, leaves, map_leaves, unflatten
 from ..stages import Buffers, Params, select
 from .graph import behind, reach
-from .record import Call, Output, Record, Recording, arguments, logits, nodes
+from .record import Call, Output, Record, Recording, arguments, both, logits, nodes
 
 Cut: TypeAlias = tuple[str, ...]  # the modules whose outputs are one boundary
 _CONSTANTS = (type(None), bool, int, float, str)
@@ -37,6 +37,7 @@ class Leaf:
     slot: str  # the buffer of the copied module that holds it
     shape: tuple[int, ...]  # in the recording
     per_example: tuple[int, ...]  # how each size grows with one more example
+    per_token: tuple[int, ...]  # likewise with one more token of text
     examples: int  # in the recording
     dtype: torch.dtype
     moved: bool  # whether a later operation in place changes it
@@ -99,7 +100,7 @@ def run(piece: Piece, params: Params, buffers: Buffers, x: Any) -> tuple[Any, di
     own = piece.copy
     weights = select("params", params, own.places.params.values())
     state = select("buffers", buffers, own.places.buffers.values())
-    trains = any(original.training for _, original in own.modes)
+    trains = any(pair.original.training for pair in own.modes)
     writes = piece.writes.train if trains else piece.writes.eval
     for name in writes:
         state[name] = state[name].clone()
@@ -123,14 +124,14 @@ def _inject(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Put the feature and the placeholders among the tensors of a call, and return its arguments."""
     injected = _injected(piece.begin, x)
-    zero, examples = injected[0].tensor.new_zeros(()), _examples(injected)
+    zero, grown = injected[0].tensor.new_zeros(()), _grown(injected)
     for port in (*piece.begin, *piece.ahead):
         for leaf in leaves_of(port):
-            tensors[_place(port, leaf)] = _blank(leaf, zero, examples)
+            tensors[_place(port, leaf)] = _blank(leaf, zero, grown)
     for place, leaf, tensor in injected:
         tensors[place] = tensor.clone() if leaf.moved else tensor
     if not piece.context:
-        blank = partial(_blank, zero=zero, examples=examples)
+        blank = partial(_blank, zero=zero, grown=grown)
         args, kwargs = map_leaves(Leaf, blank, piece.inputs.form)
         return args, kwargs
     batch = {}
@@ -172,21 +173,33 @@ def _features(port: Port, output: Any) -> list[Tensor]:
     return [tensor for leaf, tensor in pairs if isinstance(leaf, Leaf) and leaf.feature]
 
 
-def _examples(injected: Iterable[_Injected]) -> int:
-    """How many examples a feature holds."""
-    examples = 1
+class _Grown(NamedTuple):
+    """How much more a batch holds than the recorded one."""
+
+    examples: int
+    tokens: int
+
+
+def _grown(injected: Sequence[_Injected]) -> _Grown:
+    """How much more a feature holds than the recorded one, by sizes that grow with examples or tokens."""
+    examples = tokens = 0
     for _, leaf, tensor in injected:
-        examples = leaf.examples
-        for now, size, growth in zip(tensor.shape, leaf.shape, leaf.per_example, strict=False):
-            if growth:
-                return leaf.examples + (now - size) // growth
-    return examples
+        rows = zip(tensor.shape, leaf.shape, leaf.per_example, leaf.per_token, strict=False)
+        for now, size, per_example, per_token in rows:
+            if per_example and not per_token:
+                examples = (now - size) // per_example
+            elif per_token and not per_example:
+                tokens = (now - size) // per_token
+    return _Grown(examples, tokens)
 
 
-def _blank(leaf: Leaf, zero: Tensor, examples: int) -> Tensor:
+def _blank(leaf: Leaf, zero: Tensor, grown: _Grown) -> Tensor:
     """A placeholder, in the precision of the feature."""
-    more = examples - leaf.examples
-    sizes = [size + more * growth for size, growth in zip(leaf.shape, leaf.per_example, strict=True)]
+    sizes = []
+    for size, per_example, per_token in zip(leaf.shape, leaf.per_example, leaf.per_token, strict=True):
+        both = per_example * per_token // max(size, 1)  # of a size that is examples times tokens
+        more = grown.examples * per_example + grown.tokens * per_token + grown.examples * grown.tokens * both
+        sizes.append(size + more)
     blank = (zero if leaf.dtype.is_floating_point else zero.to(leaf.dtype)).expand(sizes)
     return blank.clone() if leaf.moved else blank
 
@@ -267,10 +280,10 @@ def make(
     filled = _filled(model, recording, begin, end, roles.run)
     copied = skeleton(model)
     lend(copied, model, {*filled.params, *filled.buffers})
-    modules = {name: copied.get_submodule(name) for name, _ in model.named_modules()}
-    pairs = {name: Pair(modules[name], module) for name, module in model.named_modules()}
-    asleep = tuple(pairs[name] for name in sorted(roles.early))
-    rewritten = {name for record in recording for name in record.rewritten} - {*roles.ahead, *begin}
+    every = pairs(copied, model)
+    modules = {name: pair.copied for name, pair in every.items()}
+    asleep = tuple(every[name] for name in sorted(roles.early))
+    rewritten = {name for record in both(recording) for name in record.rewritten} - {*roles.ahead, *begin}
     for port in (*begins, *ahead):
         _replace(modules[port.name], port)
     if begin:
@@ -283,14 +296,14 @@ def make(
         module.register_forward_hook(partial(_stop, stops) if last else partial(_keep, port))
     several = end if len(end) > 1 else ()  # whose outputs wait for each other
     kept = tuple(Kept(modules[name], plain(modules[name])) for name in sorted({*rewritten, *several}))
-    modes = tuple(pairs[name] for name in sorted(roles.run))
+    modes = tuple(every[name] for name in sorted(roles.run))
     adopt(modes)  # here, so that a compiled stage does not find other flags in its second call
     return Piece(
         copy=Copy(copied, modes, kept, filled, recorded=True),
         asleep=asleep,
         begin=begins,
         ahead=ahead,
-        inputs=_port([record.inputs for record in recording], recording),
+        inputs=_port([record and record.inputs for record in recording], recording),
         context=context,
         writes=_writes(recording, begin, set(filled.buffers.values())),
     )
@@ -307,7 +320,7 @@ def _roles(recording: Recording, begin: Cut, end: Cut) -> _Roles:
     depend on the input is computed again before the boundary, in its own mode: it may be read behind it.
     """
     roles = _Roles(set(), set(), set())
-    for record in recording:
+    for record in both(recording):
         opening = [record.runs[name][0] for name in begin]
         start = max((call.end for call in opening), default=-1)
         stop = max((record.runs[name][0].end for name in end), default=record.calls[0].end)
@@ -363,11 +376,11 @@ def _filled(model: nn.Module, recording: Recording, begin: Cut, end: Cut, runs: 
     PyTorch's own encoder), or in a way that leaves no trace (detached), which only ownership shows.
     """
     read = set()
-    for record in recording:
+    for record in both(recording):
         roots = features(record, end) if end else record.graph.results
         below = reach(record.graph.reads, roots, stop=features(record, begin))
         read |= {name for node, name in record.graph.parameters.items() if node in below}
-    called = {name for record in recording for name in record.runs}
+    called = {name for record in both(recording) for name in record.runs}
     found = Places({}, {})
     for names, own in zip(places(model), found, strict=True):
         for place, name in names.items():
@@ -388,7 +401,7 @@ def _writes(recording: Recording, begin: Cut, own: set[str]) -> Writes:
     In train this includes what is written in eval: parts of a model may be in eval.
     """
     written = []
-    for record in recording:
+    for record in both(recording):
         start = max((record.runs[name][0].end for name in begin), default=-1)
         written.append({name for name, end in record.written if end > start and name in own})
     in_eval, in_train = written
@@ -396,46 +409,68 @@ def _writes(recording: Recording, begin: Cut, own: set[str]) -> Writes:
 
 
 def returned(recording: Recording, name: str) -> Port:
-    """What a module returns, from the recordings."""
-    return _port([record.runs.get(name, (None,))[0] for record in recording], recording)
+    """What a module returns."""
+    calls = [record.runs[name][0] if record and name in record.runs else None for record in recording]
+    return _port(calls, recording)
 
 
-def _port(calls: Sequence[Call | None], records: Iterable[Record]) -> Port:
-    seen = [(call, record) for call, record in zip(calls, records, strict=True) if call is not None]
-    first = seen[0][0]
-    seen = [(call, record) for call, record in seen if call.form == first.form]
-    return Port(first.name, unflatten([_leaf(at, seen) for at in range(len(first.outputs))], first.form))
+def _port(calls: Sequence[Call | None], recording: Recording) -> Port:
+    """What was returned in the passes of a recording, of which at least one in eval or in train has it."""
+    in_eval, in_train, longer = calls
+    first = in_eval or in_train
+    assert first is not None
+    seen = _Seen(
+        first=first,
+        record=recording.eval if in_eval else recording.train,
+        more=in_train if in_eval and in_train and in_train.form == first.form else None,
+        longer=longer if in_eval and longer and longer.form == first.form else None,
+    )
+    form = unflatten([_leaf(at, seen, recording) for at in range(len(first.outputs))], first.form)
+    return Port(first.name, form)
 
 
-def _leaf(at: int, seen: Sequence[tuple[Call, Record]]) -> Any:
-    """Two recordings show which sizes grow with the batch; where there is one, the first size is taken to."""
-    call, record = seen[0]
-    output = call.outputs[at]
+class _Seen(NamedTuple):
+    """One module in the passes of a recording."""
+
+    first: Call
+    record: Record  # of `first`
+    more: Call | None  # with one example more
+    longer: Call | None  # with one token more
+
+
+def _leaf(at: int, seen: _Seen, recording: Recording) -> Any:
+    """What stands for one output. Where no pass shows how it grows, its first size is taken to do so."""
+    output = seen.first.outputs[at]
     if not isinstance(output, Output):
         return output
-    every = [call.outputs[at] for call, _ in seen]
-    feature = any(
-        other.node in part.graph.depends and other.node in part.graph.wanted
-        for other, (_, part) in zip(every, seen, strict=True)
-    )
+    more = None if seen.more is None else seen.more.outputs[at]
+    feature = _is_feature(output, seen.record) or (more is not None and _is_feature(more, recording.train))
     if output.given is not None and not feature:
         return Given(output.given)
-    if len(every) > 1:
-        growth = tuple(more - size for size, more in zip(output.shape, every[1].shape, strict=True))
-    else:
-        first = tuple(_share(size, record.examples) for size in output.shape[:1])
-        growth = first + (0,) * (len(output.shape) - len(first))
     return Leaf(
         slot=f"_leaf{at}",
         shape=output.shape,
-        per_example=growth,
-        examples=record.examples,
+        per_example=_growth(output, more) or _shares(output.shape, seen.record.examples),
+        per_token=_growth(output, seen.longer and seen.longer.outputs[at]) or (0,) * len(output.shape),
+        examples=seen.record.examples,
         dtype=output.dtype,
-        moved=any(other.moved for other in every),
+        moved=output.moved or (more is not None and more.moved),
         feature=feature,
     )
 
 
-def _share(size: int, examples: int) -> int:
-    """How much of a size belongs to each example, if it is a multiple."""
-    return 0 if size % examples else size // examples
+def _is_feature(output: Output, record: Record) -> bool:
+    return output.node in record.graph.depends and output.node in record.graph.wanted
+
+
+def _growth(output: Output, other: Output | None) -> tuple[int, ...]:
+    """How much larger each size is in another pass; nothing where there is none with as many sizes."""
+    if other is None or len(other.shape) != len(output.shape):
+        return ()
+    return tuple(more - size for size, more in zip(output.shape, other.shape, strict=True))
+
+
+def _shares(shape: tuple[int, ...], examples: int) -> tuple[int, ...]:
+    """How much of each size belongs to one example, if only the first grows, and is a multiple."""
+    first = tuple(0 if size % examples else size // examples for size in shape[:1])
+    return first + (0,) * (len(shape) - len(first))

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 from .._copies import differ, places, plain
 from .._tree import TreeSpec, flatten, leaves, map_tensors, tensors
@@ -63,16 +64,23 @@ class Record(NamedTuple):
     graph: Graph
     written: tuple[tuple[str, int], ...]  # buffers that were written, and until when
     rewritten: frozenset[str]  # modules whose forward writes plain attributes, such as caches
+    recomputes: bool  # whether the model has a checkpoint inside
 
 
 class Recording(NamedTuple):
-    """What is known of a model: a pass in eval, and one in train with one more example.
+    """What is known of a model.
 
     Eval comes first, because before a boundary a stage runs in eval.
     """
 
     eval: Record
-    train: Record
+    train: Record  # with one more example
+    longer: Record | None  # in eval with one more token, of a model of text that can
+
+
+def both(recording: Recording) -> tuple[Record, Record]:
+    """The passes in eval and in train."""
+    return recording.eval, recording.train
 
 
 def arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -97,7 +105,32 @@ def record(twin: nn.Module, batch: Batch) -> Recording:
     with torch.device("meta") if on_meta else nullcontext():
         in_eval = _record(twin.train().eval(), batch)
         in_train = _record(twin.train(), _one_more(batch))
-    return Recording(eval=in_eval, train=in_train)
+        try:
+            longer = _record(twin.train().eval(), _one_longer(batch)) if _tokens(batch) else None
+        except Exception:  # whatever a model says to more tokens than it has places for
+            longer = None
+    return Recording(eval=in_eval, train=in_train, longer=longer)
+
+
+def _tokens(batch: Batch) -> int:
+    """How many tokens of text a batch has, or 0 where its input is something else."""
+    args, kwargs = arguments(batch)
+    first = next(iter((*args, *kwargs.values())))
+    text = isinstance(first, Tensor) and not first.is_floating_point() and first.ndim > 1
+    return first.shape[1] if text else 0
+
+
+def _one_longer(batch: Batch) -> Batch:
+    """The batch with its last token twice: along every axis, but the first, that is as long as the text."""
+    tokens = _tokens(batch)
+
+    def longer(tensor: Tensor) -> Tensor:
+        for axis in range(1, tensor.ndim):
+            if tensor.shape[axis] == tokens:
+                tensor = torch.cat([tensor, tensor.narrow(axis, tokens - 1, 1)], axis)
+        return tensor
+
+    return map_tensors(longer, batch)
 
 
 def _one_more(batch: Batch) -> Batch:
@@ -151,7 +184,8 @@ def _record(model: nn.Module, batch: Batch) -> Record:
     before = {name: plain(module) for name, module in model.named_modules()}
     ended: list[_Ended] = []
     written: list[tuple[str, int]] = []
-    with torch.enable_grad(), lookups, _listening(model, ended, written):
+    inside: list[str] = []
+    with torch.enable_grad(), lookups, _listening(model, ended, written, inside):
         output = logits(model(*args, **kwargs))
     raw = [leaf.node for call in ended for leaf in call.outputs if isinstance(leaf, _Seen)]
     graph, numbers = draw(
@@ -174,6 +208,7 @@ def _record(model: nn.Module, batch: Batch) -> Record:
         graph=graph,
         written=tuple(written),
         rewritten=_rewritten(model, before),
+        recomputes=bool(inside) or any("CheckpointFunction" in node.name() for node in numbers),
     )
 
 
@@ -248,8 +283,11 @@ def _call(ended: _Ended, numbers: Mapping[Node, int]) -> Call:
 
 
 @contextmanager
-def _listening(model: nn.Module, ended: list[_Ended], written: list[tuple[str, int]]) -> Iterator[None]:
-    """Hooks on every module of a replica, which note each call when it ends, and the buffers written by then.
+def _listening(
+    model: nn.Module, ended: list[_Ended], written: list[tuple[str, int]], inside: list[str]
+) -> Iterator[None]:
+    """Hooks on every module of a replica, which note each call when it ends, and the buffers written by then;
+    and which modules run inside of a checkpoint.
 
     Where one buffer of a module moved, all of them count as written: batch norm's kernels do not always mark
     running statistics. A buffer that another module than its own writes is noted when its own module ends the
@@ -266,8 +304,12 @@ def _listening(model: nn.Module, ended: list[_Ended], written: list[tuple[str, i
             written.extend((names.get(place, place), end) for place in places_of)
             state[module] = now
 
-    def enter(*_: Any) -> None:
+    def enter(module: nn.Module, _: Any) -> None:
         began.append(next(clock))
+        # Private, and the one trace that a checkpoint leaves: hooks on what autograd saves.
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+        if hooks is not None and hooks[0].__module__ == checkpoint.__module__:
+            inside.append(type(module).__name__)
 
     def leave(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         start, end = began.pop(), next(clock)

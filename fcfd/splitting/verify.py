@@ -47,8 +47,8 @@ def proved(model: nn.Module, pieces: Sequence[Piece], batch: Batch, exact: bool)
     twin = skeleton(model)
     pieces = [
         piece._replace(
-            copy=piece.copy._replace(modes=follow(piece.copy.modes, model, twin)),
-            asleep=follow(piece.asleep, model, twin),
+            copy=piece.copy._replace(modes=follow(piece.copy.modes, twin)),
+            asleep=follow(piece.asleep, twin),
         )
         for piece in pieces
     ]
@@ -69,6 +69,19 @@ def proved(model: nn.Module, pieces: Sequence[Piece], batch: Batch, exact: bool)
             )
         proof = "exact but for random numbers"
     return proof
+
+
+def state_of(model: nn.Module) -> list[Any]:
+    """Which tensors, hooks and modes a model has, to be compared with later."""
+    found: list[Any] = []
+    for module in model.modules():
+        found.append((id(module), module.training))
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            found.append(None if tensor is None else (id(tensor), tensor._version))
+        for key, held in vars(module).items():
+            if key.endswith("_hooks"):
+                found.append([id(hook) for hook in held.values()])
+    return found
 
 
 def _agree(twin: nn.Module, pieces: Sequence[Piece], params: Params, buffers: Buffers, batch: Batch) -> bool:

@@ -441,6 +441,27 @@ def test_other_sizes_of_image():
     assert_equal(compose(network, images), whole(model, images))
 
 
+@pytest.mark.parametrize("case", ["text", "first block"])
+def test_other_lengths_of_text(case):
+    model, at, batch = built(case)
+    network = fcfd.split(model.eval(), at, example=batch)
+    for length in (2, 3, 7):
+        several = {name: tensor.repeat(2, 2)[:3, :length] for name, tensor in batch.items()}
+        assert_equal(compose(network, several), whole(model, several))
+
+
+def test_other_lengths_of_text_that_runs_without_names():
+    class Plain(Text):
+        def forward(self, ids: Tensor) -> Tensor:
+            return super().forward(ids, torch.ones_like(ids)).logits
+
+    torch.manual_seed(0)
+    model = Plain().double().eval()
+    network = fcfd.split(model, ["embed", "blocks.1"], example=TEXT["ids"])
+    for ids in (TEXT["ids"].repeat(2, 2)[:3, :7], TEXT["ids"][:, :3]):
+        assert_equal(compose(network, ids), whole(model, ids))
+
+
 def test_images_by_default():
     network = fcfd.split(Tower())
     assert network.names == ("stem", "layer2", "fc")
@@ -606,5 +627,5 @@ def test_a_refusal_says_what_to_do(case):
 def test_a_compiled_model_is_refused():
     compiled = nn.Module()  # torch.compile itself takes seconds to import its compiler
     compiled._orig_mod = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match=r"^split: the model is compiled\. Split model\._orig_mod"):
+    with pytest.raises(ValueError, match=r"^split: Module is compiled\. Pass the model as it was before"):
         fcfd.split(compiled)
