@@ -294,11 +294,11 @@ def binary_kl(prediction: Tensor, target: Tensor, *, temperature: float | Tensor
         of its multi-label logits distillation and compared with penghui-yang/L2D `MLD`, which bounds the
         probabilities to [1e−8, 1 − 1e−8] (log space here) and has no temperature.
     """
-    student, teacher = binary_logits("binary_kl", prediction=prediction, target=target)
-    scale = per_example("binary_kl", temperature, prediction=prediction)
-    log_student, log_teacher = (
-        binary_log_probabilities(scaled(logits, scale)) for logits in (student, teacher)
-    )
+    name = "binary_kl"
+    student, teacher = binary_logits(name, prediction=prediction, target=target)
+    scale = per_example(name, temperature, prediction=prediction)
+    log_student = binary_log_probabilities(scaled(student, scale))
+    log_teacher = binary_log_probabilities(scaled(teacher, scale))
     return divergence(log_teacher, log_student).sum(-1) * temperature**2
 
 

@@ -126,9 +126,10 @@ def grad_reverse(x: Tensor, *, scale: float = -1.0) -> Tensor:
         against `GradientReversalFunction` of zhengli97/CTKD, whose comment promises a minus that its code
         leaves to the schedule, as here.
     """
-    check_number("grad_reverse", "scale", scale)
-    (lifted_x,) = floats("grad_reverse", "...", x=x)
-    return lifted_x.detach() + scale * (lifted_x - lifted_x.detach())
+    name = "grad_reverse"
+    check_number(name, "scale", scale)
+    (checked,) = floats(name, "...", x=x)
+    return checked.detach() + scale * (checked - checked.detach())
 
 
 # Temperatures
