@@ -162,9 +162,11 @@ def class_column(function: str, labels: Tensor, /, **logits: Tensor) -> Tensor:
     integers = is_integer(labels)
     if not integers or labels.shape != tensor.shape[:-1]:
         error = ValueError if integers else TypeError
+        on_axis_1 = tensor.ndim > 2 and labels.shape == tensor.shape[:1] + tensor.shape[2:]
+        hint = " For classes on axis 1, use `dense(loss)`." if on_axis_1 else ""
         raise error(
             f"{function}: labels {shape(labels)} of {labels.dtype} must be integer classes of shape "
-            f"{list(tensor.shape[:-1])}, one for each example of {name} {shape(tensor)}."
+            f"{list(tensor.shape[:-1])}, one for each example of {name} {shape(tensor)}.{hint}"
         )
     check_one_device(function, labels=labels, **logits)
     return labels.long().unsqueeze(-1)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .._tree import shape
 from ._checks import (
@@ -72,7 +73,7 @@ def info_nce(
         pair = lifted(*pair, _negatives(name, query, negatives))
         cosines = _against(*(safe_normalize(embedding) for embedding in pair))
         y = torch.zeros(len(query), dtype=torch.long, device=query.device)
-    return label_errors(cosines / scale, y.unsqueeze(1)).mean()
+    return F.cross_entropy(cosines / scale, y)
 
 
 def prototype_info_nce(

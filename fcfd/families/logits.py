@@ -294,11 +294,11 @@ def binary_kl(prediction: Tensor, target: Tensor, *, temperature: float | Tensor
         of its multi-label logits distillation and compared with penghui-yang/L2D `MLD`, which bounds the
         probabilities to [1e−8, 1 − 1e−8] (log space here) and has no temperature.
     """
-    student, teacher = binary_logits("binary_kl", prediction=prediction, target=target)
-    scale = per_example("binary_kl", temperature, prediction=prediction)
-    log_student, log_teacher = (
-        binary_log_probabilities(scaled(logits, scale)) for logits in (student, teacher)
-    )
+    name = "binary_kl"
+    student, teacher = binary_logits(name, prediction=prediction, target=target)
+    scale = per_example(name, temperature, prediction=prediction)
+    log_student = binary_log_probabilities(scaled(student, scale))
+    log_teacher = binary_log_probabilities(scaled(teacher, scale))
     return divergence(log_teacher, log_student).sum(-1) * temperature**2
 
 
@@ -764,7 +764,7 @@ def dist(
     name = "dist"
     check_finite(name, beta=beta, gamma=gamma)
     student, teacher = _batch_probabilities(name, prediction, target, temperature)
-    counted = ~_excluded(prediction, target)
+    counted = (~_excluded(prediction, target)).to(student.dtype)
     over_classes = 1 - _correlation(student, teacher, counted, -1)
     over_batch = 1 - _correlation(student, teacher, counted, 0)
     return temperature**2 * (beta * over_classes + gamma * over_batch)
@@ -925,7 +925,7 @@ def _correlation(a: Tensor, b: Tensor, counted: Tensor, axis: int) -> Tensor:
     """The mean over correlations along an axis, of what counts; where one side is constant it is 0."""
     number = counted.sum(axis, keepdim=True)
     size = number.clamp(min=1)
-    a, b = (torch.where(counted, x - x.sum(axis, keepdim=True) / size, 0.0) for x in (a, b))
+    a, b = ((x - x.sum(axis, keepdim=True) / size) * counted for x in (a, b))
     norms: Tensor = torch.linalg.vector_norm(a, dim=axis) * torch.linalg.vector_norm(b, dim=axis)
     correlations = (a * b).sum(axis) / (norms + 1e-8)
     return correlations.sum() / (number > 0).sum()

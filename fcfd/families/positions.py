@@ -6,7 +6,7 @@ A loss here compares one value for each example. These transforms let it compare
 other tensors, so that it stands in a term: ``Term(masked(kl), "ss", ("tt", "Mask"))``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -214,17 +214,10 @@ def _check_loss(function: str, loss: Loss) -> None:
 
 
 def _mean_of_what_counts(
-    function: str, loss: Loss, mask: Tensor, tensors: list[Tensor] | tuple[Tensor, ...], hyper: dict[str, Any]
+    function: str, loss: Loss, mask: Tensor, tensors: Sequence[Tensor], hyper: Mapping[str, Any]
 ) -> Tensor:
     """The weighted mean of a loss that is given every position as an example."""
-    for at, tensor in enumerate(tensors, start=1):
-        check_tensor(function, f"tensor {at}", tensor)
-        check_one_device(function, tensor=tensor, mask=mask)
-        if mask.ndim == 0 or tensor.shape[: mask.ndim] != mask.shape:
-            raise ValueError(
-                f"{function}: tensor {at} {shape(tensor)} must begin with the axes of the mask or labels, "
-                f"{shape(mask)}. For a map with the classes on axis 1, use `dense({function}(loss))`."
-            )
+    _check_positions(function, mask, tensors)
     left_out = mask == 0
     rows = [_rows(tensor, left_out, 0) for tensor in tensors]
     by_position = {
@@ -242,6 +235,19 @@ def _mean_of_what_counts(
     total = weight.sum()
     kept = torch.where(left_out.flatten(), 0.0, values * weight)
     return kept.sum() / torch.where(total == 0, 1.0, total)
+
+
+def _check_positions(function: str, mask: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Raise unless all tensors begin with the axes of a mask."""
+    for at, tensor in enumerate(tensors, start=1):
+        name = f"tensor {at}"
+        check_tensor(function, name, tensor)
+        check_one_device(function, **{name: tensor, "mask": mask})
+        if mask.ndim == 0 or tensor.shape[: mask.ndim] != mask.shape:
+            raise ValueError(
+                f"{function}: {name} {shape(tensor)} must begin with the axes of the mask or labels, "
+                f"{shape(mask)}. For a map with the classes on axis 1, use `dense({function}(loss))`."
+            )
 
 
 def _rows(tensor: Tensor, left_out: Tensor, neutral: int) -> Tensor:

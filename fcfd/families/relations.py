@@ -152,7 +152,7 @@ def hard_dark_rank(
     scores = (-alpha * powers).gather(1, order)
     # The sums over m = k..length are cumulative from the far end.
     remaining = scores.flip(1).logcumsumexp(1).flip(1)
-    return poisoned((remaining - scores).sum(1).mean(), student, teacher)
+    return poisoned((remaining - scores).sum(1).mean(), squares, others)
 
 
 def pkt(prediction: Tensor, target: Tensor, *, eps: float = 1e-7) -> Tensor:

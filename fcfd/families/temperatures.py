@@ -24,7 +24,7 @@ from ._checks import (
     floats,
     logit_pair,
 )
-from ._numerics import crossed, lifted, poisoned, safe_sqrt, scaled
+from ._numerics import crossed, lifted, poisoned, scaled
 
 # Transforms
 
@@ -58,8 +58,11 @@ def standardize_logits(logits: Tensor) -> Tensor:
     check_positions(name, logits=logits)
     if logits.shape[-1] < 2:
         raise ValueError(f"{name}: logits {shape(logits)} of one class have no deviation.")
-    centred, variance, excluded = _moments(checked, -1, correction=1)
-    return torch.where(excluded, -inf, centred / (1e-7 + safe_sqrt(variance)))
+    centred, number, excluded = _centred(checked, -1)
+    # Of a norm, unlike of a root, torch has the gradient 0 at 0.
+    norm = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
+    deviation = norm / (number - 1).clamp(min=1).sqrt()
+    return torch.where(excluded, -inf, centred / (1e-7 + deviation))
 
 
 def batch_standardize_logits(logits: Tensor) -> Tensor:
@@ -90,7 +93,8 @@ def batch_standardize_logits(logits: Tensor) -> Tensor:
         ismail31416/LumiNet. No deviation.
     """
     (checked,) = floats("batch_standardize_logits", "batch, classes", logits=logits)
-    centred, variance, excluded = _moments(checked, 0, correction=0)
+    centred, number, excluded = _centred(checked, 0)
+    variance = centred.square().sum(0) / number.clamp(min=1)
     return torch.where(excluded, -inf, centred / torch.sqrt(variance + 1e-5))
 
 
@@ -122,9 +126,10 @@ def grad_reverse(x: Tensor, *, scale: float = -1.0) -> Tensor:
         against `GradientReversalFunction` of zhengli97/CTKD, whose comment promises a minus that its code
         leaves to the schedule, as here.
     """
-    check_number("grad_reverse", "scale", scale)
-    (lifted_x,) = floats("grad_reverse", "...", x=x)
-    return lifted_x.detach() + scale * (lifted_x - lifted_x.detach())
+    name = "grad_reverse"
+    check_number(name, "scale", scale)
+    (checked,) = floats(name, "...", x=x)
+    return checked.detach() + scale * (checked - checked.detach())
 
 
 # Temperatures
@@ -373,11 +378,9 @@ def _entropy(function: str, logits: Tensor, temperature: float, eps: float) -> T
     return crossed(log_p, inner)
 
 
-def _moments(logits: Tensor, axis: int, correction: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits less their mean along an axis, their variance, and which are excluded: those count nothing."""
+def _centred(logits: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits less their mean along an axis, how many count, and which are excluded: those count nothing."""
     excluded = logits == -inf
-    number = logits.shape[axis] - excluded.sum(axis, keepdim=True)
+    number = logits.shape[axis] - excluded.sum(axis, keepdim=True, dtype=logits.dtype)
     mean = torch.where(excluded, 0.0, logits).sum(axis, keepdim=True) / number.clamp(min=1)
-    centred = torch.where(excluded, 0.0, logits - mean)
-    variance = centred.square().sum(axis, keepdim=True) / (number - correction).clamp(min=1)
-    return centred, variance, excluded
+    return torch.where(excluded, 0.0, logits - mean), number, excluded

@@ -17,6 +17,8 @@ from torch import Tensor
 from fcfd._tree import tensors
 from reference.catalogue import FAMILIES, ROWS, Row, Size
 
+from ..test_waste import NoSynchronisation
+
 HALF = (torch.float16, torch.bfloat16)
 REAL = (torch.float32, torch.float64)
 SMALL = Size()
@@ -256,6 +258,15 @@ def test_nothing_is_changed(row: Row) -> None:
     assert torch.equal(torch.get_rng_state(), state[0])
     assert (torch.get_default_dtype(), torch.is_grad_enabled()) == state[1:]
     assert all(value.data_ptr() != x.data_ptr() for x in inputs.values())
+
+
+@every()
+def test_nothing_waits_for_the_device(row: Row) -> None:
+    inputs = differentiable(row, draw(row))
+    with NoSynchronisation():
+        value = call(row, inputs)
+        if row.learns:
+            value.sum().backward()
 
 
 @every()

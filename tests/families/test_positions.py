@@ -60,6 +60,8 @@ def test_a_map_is_never_read_by_its_width() -> None:
     ):
         with pytest.raises(ValueError, match=r"prediction \[2, 5, 3, 4\] must be \[batch, .*`dense\(loss\)`"):
             call()
+    with pytest.raises(ValueError, match=r"labels \[2, 4\] .* For classes on axis 1, use `dense\(loss\)`"):
+        cross_entropy(torch.zeros(2, 5, 4), torch.zeros(2, 4, dtype=torch.long))
 
 
 # Masked
