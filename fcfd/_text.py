@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from math import inf
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 _ROWS = 12
@@ -53,7 +53,7 @@ def listing(names: Sequence[str], most: int = 8) -> str:
     return (", ".join(short(name) for name in names[:most]) or "none") + more
 
 
-# Arguments
+# Arguments. `SymInt` and `SymFloat` are torch's numbers of a trace, told by name: torch is not imported here.
 
 
 def check_type(function: str, name: str, value: Any, kind: type | tuple[type, ...], wanted: str) -> None:
@@ -74,28 +74,42 @@ def check_callable(function: str, name: str, value: Any) -> None:
 
 
 def check_integer(function: str, name: str, value: Any, *, least: int | None = None) -> int:
-    """An integer of any type that is one (numpy's too), but for a truth value."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{function}: {name} is {value!r} of type {type(value).__name__}; give an integer.")
-    value = value.__index__()
-    if least is not None and value < least:
-        raise ValueError(f"{function}: {name} is {value}; give at least {least}.")
-    return int(value)
+    """A whole number of any type that is one (numpy's too), but for a truth value."""
+    symbolic = type(value).__name__ == "SymInt"
+    if isinstance(value, bool) or not (isinstance(value, (int, Integral)) or symbolic):
+        raise TypeError(f"{function}: {name} {value!r} must be a whole number.")
+    number: int = value if isinstance(value, int) or symbolic else int(value)
+    if least is not None and number < least:
+        raise ValueError(f"{function}: {name} {number} must be at least {least}.")
+    return number
 
 
-def check_number(
-    function: str, name: str, value: Any, *, above: float | None = None, least: float | None = None
+def check_plain(
+    function: str,
+    name: str,
+    value: Any,
+    *,
+    above: float = -inf,
+    least: float = -inf,
+    most: float = inf,
+    below: float = inf,
 ) -> None:
-    """Raise unless a value is a finite number in a range. Tensors are not read: the host would wait."""
-    is_number = isinstance(value, (int, float, Real)) and not isinstance(value, bool)
-    if not is_number:
-        if not hasattr(value, "ndim"):
-            raise TypeError(f"{function}: {name} is {value!r} of type {type(value).__name__}; give a number.")
-        if value.ndim > 0:
-            raise ValueError(f"{function}: {name} has the shape {list(value.shape)}; give one number.")
-        return
-    if not -inf < value < inf:
-        raise ValueError(f"{function}: {name} is {value}; give a finite number.")
-    if (above is not None and value <= above) or (least is not None and value < least):
-        bound = f"above {above}" if above is not None else f"of at least {least}"
-        raise ValueError(f"{function}: {name} is {value}; give a number {bound}.")
+    """Raise unless a value is a finite number in a range that Python itself can read."""
+    symbolic = type(value).__name__ in ("SymFloat", "SymInt")
+    if isinstance(value, bool) or not (isinstance(value, (float, int, Real)) or symbolic):
+        raise TypeError(f"{function}: {name} {value!r} must be a number.")
+    number: Any = value
+    if not (above < number < below and least <= number <= most):
+        bounds = {"above": above, "at least": least, "below": below, "at most": most}
+        wanted = [f"{word} {bound:g}" for word, bound in bounds.items() if abs(bound) != inf]
+        raise ValueError(f"{function}: {name} {value} must be {' and '.join(wanted) or 'finite'}.")
+
+
+def check_number(function: str, name: str, value: Any, **bounds: float) -> None:
+    """The same of a number or a tensor of one, which is not read: the host would have to wait for it."""
+    if isinstance(value, (float, int)) or not hasattr(value, "is_floating_point"):
+        check_plain(function, name, value, **bounds)
+    elif value.ndim:
+        raise ValueError(f"{function}: {name} {list(value.shape)} must be a number, or a tensor of one, [].")
+    elif not value.is_floating_point():
+        raise TypeError(f"{function}: {name} {list(value.shape)} of {value.dtype} must be floating-point.")

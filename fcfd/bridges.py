@@ -339,9 +339,7 @@ class MaskedMix(nn.Module):
     def __init__(self, bridge: nn.Module, *, keep: float = 0.5) -> None:
         super().__init__()
         check_type("MaskedMix", "bridge", bridge, nn.Module, "a module that leads to the target's feature")
-        check_number("MaskedMix", "keep", keep, least=0)
-        if keep > 1:
-            raise ValueError(f"MaskedMix: keep is {keep}; give a probability from 0 to 1.")
+        check_number("MaskedMix", "keep", keep, least=0, most=1)
         self.bridge, self.keep = bridge, keep
 
     def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:

@@ -27,7 +27,7 @@ from typing import NamedTuple
 from ._text import check_integer, check_type
 
 _MARKS = (">", "&")
-_DEEPEST = 10_000
+_DEEPEST = 1000
 
 
 class Step(NamedTuple):
@@ -273,10 +273,15 @@ def plan(paths: Iterable[str]) -> tuple[str, ...]:
 
 
 def _visit(path: str, ordered: dict[str, None]) -> None:
-    if path != "" and path not in ordered:
-        for source in step(path).reads:
-            _visit(source, ordered)
-        ordered[path] = None
+    """Add a path, and before it what it reads: along its first source, and then what bridges see."""
+    way = []
+    while path != "" and path not in ordered:
+        way.append(path)
+        path = step(path).reads[0]
+    for value in reversed(way):
+        for seen in step(value).reads[1:]:
+            _visit(seen, ordered)
+        ordered[value] = None
 
 
 def crossings(depth: int, directions: Sequence[str] = ("st", "ts"), *, first: int = 1) -> tuple[str, ...]:

@@ -5,9 +5,8 @@ A float enters a compiled objective as a dynamic number: a new value per step do
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 
-from ._text import check_number, check_type
+from ._text import check_plain, check_type
 
 
 def constant(step: float, *, value: float = 1.0) -> float:
@@ -66,7 +65,7 @@ def piecewise_constant(step: float, *, boundaries: Sequence[float], values: Sequ
     for name, numbers in (("boundaries", boundaries), ("values", values)):
         check_type("piecewise_constant", name, numbers, Sequence, "a tuple of numbers")
         for number in numbers:
-            check_number("piecewise_constant", name, number)
+            check_plain("piecewise_constant", name, number)
     if len(values) != len(boundaries) + 1 or list(boundaries) != sorted(set(boundaries)):
         raise ValueError(
             f"piecewise_constant: {len(values)} values and boundaries {list(boundaries)}; "
@@ -93,6 +92,6 @@ def cosine(step: float, *, steps: float, start: float = 1.0, end: float = 0.0) -
 
 def _check(function: str, **numbers: float) -> None:
     for name, number in numbers.items():
-        check_type(function, name, number, Real, "a plain number")
-        least = 0 if name == "step" and function != "cosine" else None
-        check_number(function, name, number, above=0 if name == "steps" else None, least=least)
+        above = 0 if name == "steps" else -math.inf
+        least = 0 if name == "step" and function != "cosine" else -math.inf
+        check_plain(function, name, number, above=above, least=least)

@@ -33,7 +33,7 @@ fcfd.step("ss>>t")
 fcfd.step("S")
     ValueError: step: 'S' ends the path 'S', which must end in a network: one letter a-z.
 fcfd.step("s1t0")
-    ValueError: expand: 's1t0' repeats 't' 0 times; write 1 to 10000.
+    ValueError: expand: 's1t0' repeats 't' 0 times; write 1 to 1000.
 fcfd.step(None)
     TypeError: expand: a path is a string such as 'ssttt', not NoneType.
 fcfd.step(3)
@@ -48,8 +48,8 @@ fcfd.expand("3s")
     ValueError: expand: in '3s' a number stands behind '3', which is no network.
 fcfd.expand("s>3t")
     ValueError: expand: in 's>3t' a number stands behind '>', which is no network.
-fcfd.expand("s123456")
-    ValueError: expand: 's123456' repeats 's' 123456 times; write 1 to 10000.
+fcfd.expand("s1234")
+    ValueError: expand: 's1234' repeats 's' 1234 times; write 1 to 1000.
 fcfd.plan("ssttt")
     ValueError: plan: paths is the string 'ssttt'; give a tuple of paths: ('ssttt',).
 fcfd.plan(None)
@@ -79,11 +79,11 @@ fcfd.pure("S", 2)
 fcfd.pure(None, 2)
     ValueError: pure: a network is one letter a-z, not None.
 fcfd.pure("s", -1)
-    ValueError: pure: depth is -1; give at least 0.
+    ValueError: pure: depth -1 must be at least 0.
 fcfd.pure("s", 1.5)
-    TypeError: pure: depth is 1.5 of type float; give an integer.
+    TypeError: pure: depth 1.5 must be a whole number.
 fcfd.pure("s", None)
-    TypeError: pure: depth is None of type NoneType; give an integer.
+    TypeError: pure: depth None must be a whole number.
 fcfd.counterpart("")
     ValueError: counterpart: the batch, '', is of no network.
 fcfd.counterpart(None)
@@ -93,17 +93,17 @@ fcfd.is_bridged(None)
 fcfd.crosses(3)
     TypeError: expand: a path is a string such as 'ssttt', not int.
 fcfd.crossings(0)
-    ValueError: crossings: depth is 0; give at least 1.
+    ValueError: crossings: depth 0 must be at least 1.
 fcfd.crossings(-2)
-    ValueError: crossings: depth is -2; give at least 1.
+    ValueError: crossings: depth -2 must be at least 1.
 fcfd.crossings(None)
-    TypeError: crossings: depth is None of type NoneType; give an integer.
+    TypeError: crossings: depth None must be a whole number.
 fcfd.crossings("5")
-    TypeError: crossings: depth is '5' of type str; give an integer.
+    TypeError: crossings: depth '5' must be a whole number.
 fcfd.crossings(5.0)
-    TypeError: crossings: depth is 5.0 of type float; give an integer.
+    TypeError: crossings: depth 5.0 must be a whole number.
 fcfd.crossings(True)
-    TypeError: crossings: depth is True of type bool; give an integer.
+    TypeError: crossings: depth True must be a whole number.
 fcfd.crossings(5, "st")
     ValueError: crossings: directions is a string; give a tuple of pairs: ('st',).
 fcfd.crossings(5, ("s",))
@@ -117,13 +117,13 @@ fcfd.crossings(5, (None,))
 fcfd.crossings(5, None)
     TypeError: crossings: directions is of type NoneType; give a tuple of pairs such as ('st', 'ts').
 fcfd.crossings(5, first=0)
-    ValueError: crossings: first is 0; give at least 1.
+    ValueError: crossings: first 0 must be at least 1.
 fcfd.crossings(5, first=None)
-    TypeError: crossings: first is None of type NoneType; give an integer.
+    TypeError: crossings: first None must be a whole number.
 fcfd.bridged(0)
-    ValueError: bridged: depth is 0; give at least 1.
+    ValueError: bridged: depth 0 must be at least 1.
 fcfd.bridged(5, first=0)
-    ValueError: bridged: first is 0; give at least 1.
+    ValueError: bridged: first 0 must be at least 1.
 fcfd.bridged(5, "st")
     ValueError: bridged: directions is a string; give a tuple of pairs: ('st',).
 fcfd.draw("ssttt", 1, seed=0, step=0)
@@ -135,69 +135,69 @@ fcfd.draw(nets.crossings, 9, seed=0, step=0)
 fcfd.draw(nets.crossings, -1, seed=0, step=0)
     ValueError: draw: cannot draw -1 of 4 paths without replacement.
 fcfd.draw(nets.crossings, 1.5, seed=0, step=0)
-    TypeError: draw: count is 1.5 of type float; give an integer.
+    TypeError: draw: count 1.5 must be a whole number.
 fcfd.draw(nets.crossings, None, seed=0, step=0)
-    TypeError: draw: count is None of type NoneType; give an integer.
+    TypeError: draw: count None must be a whole number.
 fcfd.draw(nets.crossings, 1, seed="0", step=0)
-    TypeError: draw: seed is '0' of type str; give an integer.
+    TypeError: draw: seed '0' must be a whole number.
 fcfd.draw(nets.crossings, 1, seed=0, step=None)
-    TypeError: draw: step is None of type NoneType; give an integer.
+    TypeError: draw: step None must be a whole number.
 fcfd.draw(iter(nets.crossings), 1, seed=0, step=0)
     TypeError: draw: paths is a tuple_iterator; give a tuple or list of paths.
 fcfd.draw(nets.crossings + nets.crossings, 1, seed=0, step=0)
     ValueError: draw: path 'sttt' is given twice.
 schedules.constant(None)
-    TypeError: constant: step is of type NoneType; give a plain number.
+    TypeError: constant: step None must be a number.
 schedules.constant(0, value=None)
-    TypeError: constant: value is of type NoneType; give a plain number.
+    TypeError: constant: value None must be a number.
 schedules.constant(0, value=float("nan"))
-    ValueError: constant: value is nan; give a finite number.
+    ValueError: constant: value nan must be finite.
 schedules.linear_warmup(0, steps=0)
-    ValueError: linear_warmup: steps is 0; give a number above 0.
+    ValueError: linear_warmup: steps 0 must be above 0.
 schedules.linear_warmup(0, steps=-3)
-    ValueError: linear_warmup: steps is -3; give a number above 0.
+    ValueError: linear_warmup: steps -3 must be above 0.
 schedules.linear_warmup(-5, steps=3)
-    ValueError: linear_warmup: step is -5; give a number of at least 0.
+    ValueError: linear_warmup: step -5 must be at least 0.
 schedules.linear_warmup(0, steps=float("nan"))
-    ValueError: linear_warmup: steps is nan; give a finite number.
+    ValueError: linear_warmup: steps nan must be above 0.
 schedules.linear_warmup(float("nan"), steps=3)
-    ValueError: linear_warmup: step is nan; give a finite number.
+    ValueError: linear_warmup: step nan must be at least 0.
 schedules.linear_warmup(None, steps=3)
-    TypeError: linear_warmup: step is of type NoneType; give a plain number.
+    TypeError: linear_warmup: step None must be a number.
 schedules.linear_warmup("1", steps=3)
-    TypeError: linear_warmup: step is of type str; give a plain number.
+    TypeError: linear_warmup: step '1' must be a number.
 schedules.linear_warmup(0, steps=3, end=float("inf"))
-    ValueError: linear_warmup: end is inf; give a finite number.
+    ValueError: linear_warmup: end inf must be finite.
 schedules.cosine(0, steps=0)
-    ValueError: cosine: steps is 0; give a number above 0.
+    ValueError: cosine: steps 0 must be above 0.
 schedules.cosine(float("nan"), steps=3)
-    ValueError: cosine: step is nan; give a finite number.
+    ValueError: cosine: step nan must be finite.
 schedules.cosine(0, steps=None)
-    TypeError: cosine: steps is of type NoneType; give a plain number.
+    TypeError: cosine: steps None must be a number.
 schedules.cosine(0, steps=3, start=None)
-    TypeError: cosine: start is of type NoneType; give a plain number.
+    TypeError: cosine: start None must be a number.
 schedules.piecewise_constant(0, boundaries=(3,), values=(1.0,))
     ValueError: piecewise_constant: 1 values and boundaries [3]; give increasing boundaries and one
 schedules.piecewise_constant(0, boundaries=(3, 2), values=(1.0, 2.0, 3.0))
     ValueError: piecewise_constant: 3 values and boundaries [3, 2]; give increasing boundaries and one
 schedules.piecewise_constant(float("nan"), boundaries=(3,), values=(1.0, 2.0))
-    ValueError: piecewise_constant: step is nan; give a finite number.
+    ValueError: piecewise_constant: step nan must be at least 0.
 schedules.piecewise_constant(0, boundaries=3, values=(1.0, 2.0))
     TypeError: piecewise_constant: boundaries is of type int; give a tuple of numbers.
 schedules.piecewise_constant(0, boundaries=(3,), values=(1.0, float("nan")))
-    ValueError: piecewise_constant: values is nan; give a finite number.
+    ValueError: piecewise_constant: values nan must be finite.
 schedules.piecewise_constant(0, boundaries=(float("nan"),), values=(1.0, 2.0))
-    ValueError: piecewise_constant: boundaries is nan; give a finite number.
+    ValueError: piecewise_constant: boundaries nan must be finite.
 fcfd.scaled(terms, {"nothing": 1.0})
     ValueError: scaled: no term is of the kind 'nothing'; there are label, kl/student.
 fcfd.scaled(terms, None)
-    TypeError: scaled: weights is None of type NoneType; give a number.
+    TypeError: scaled: weights None must be a number.
 fcfd.scaled(terms, "2")
-    TypeError: scaled: weights is '2' of type str; give a number.
+    TypeError: scaled: weights '2' must be a number.
 fcfd.scaled(terms, torch.ones(2))
-    ValueError: scaled: weights has the shape [2]; give one number.
+    ValueError: scaled: weights [2] must be a number, or a tensor of one, [].
 fcfd.scaled(terms, float("nan"))
-    ValueError: scaled: weights is nan; give a finite number.
+    ValueError: scaled: weights nan must be finite.
 fcfd.scaled(None, 1.0)
     TypeError: scaled: terms is of type NoneType; give a recipe: {name: Term}.
 fcfd.scaled([1], 1.0)
@@ -249,11 +249,11 @@ fcfd.weighted_sum(terms, {})
 fcfd.weighted_sum(None, {})
     TypeError: weighted_sum: terms is of type NoneType; give a recipe: {name: Term}.
 fcfd.weighted_sum({"a": Term(losses.kl, "s", "t", "2")}, {"a": z.sum()})
-    TypeError: weighted_sum: the weight of term 'a' is '2' of type str; give a number.
+    TypeError: weighted_sum: the weight of term 'a' '2' must be a number.
 fcfd.weighted_sum({"a": Term(losses.kl, "s", "t", None)}, {"a": z.sum()})
-    TypeError: weighted_sum: the weight of term 'a' is None of type NoneType; give a number.
+    TypeError: weighted_sum: the weight of term 'a' None must be a number.
 fcfd.weighted_sum({"a": Term(losses.kl, "s", "t", torch.ones(3))}, {"a": z.sum()})
-    ValueError: weighted_sum: the weight of term 'a' has the shape [3]; give one number.
+    ValueError: weighted_sum: the weight of term 'a' [3] must be a number, or a tensor of one, [].
 fcfd.weighted_sum({"a": Term(losses.kl, "s", "t")}, {"a": z})
     ValueError: weighted_sum: parts['a'] must be a scalar, as fcfd.evaluate returns it.
 fcfd.weighted_sum({"a": Term(losses.kl, "s", "t")}, {"a": None})
@@ -315,25 +315,25 @@ fcfd.objective(None, *nets.columns, values)
 fcfd.objective([Term(losses.kl, "s", "t")], *nets.columns, values)
     TypeError: objective: terms is of type list; give a recipe: {name: Term}.
 recipes.kd(0)
-    ValueError: kd: depth is 0; give at least 1.
+    ValueError: kd: depth 0 must be at least 1.
 recipes.kd(None)
-    TypeError: kd: depth is None of type NoneType; give an integer.
+    TypeError: kd: depth None must be a whole number.
 recipes.kd(4.0)
-    TypeError: kd: depth is 4.0 of type float; give an integer.
+    TypeError: kd: depth 4.0 must be a whole number.
 recipes.kd(4, teacher="s")
     ValueError: kd: student and teacher are both 's'; no network teaches itself.
 recipes.kd(4, student="st")
     ValueError: kd: student is 'st'; a network is one letter a-z.
 recipes.kd(4, temperature=0)
-    ValueError: kd: temperature is 0; give a number above 0.
+    ValueError: kd: temperature 0 must be above 0.
 recipes.kd(4, temperature=-1.0)
-    ValueError: kd: temperature is -1.0; give a number above 0.
+    ValueError: kd: temperature -1.0 must be above 0.
 recipes.kd(4, temperature=float("nan"))
-    ValueError: kd: temperature is nan; give a finite number.
+    ValueError: kd: temperature nan must be above 0.
 recipes.kd(4, temperature=None)
-    TypeError: kd: temperature is None of type NoneType; give a number.
+    TypeError: kd: temperature None must be a number.
 recipes.kd(4, temperature="4")
-    TypeError: kd: temperature is '4' of type str; give a number.
+    TypeError: kd: temperature '4' must be a number.
 recipes.hints("ss>t")
     ValueError: hints: paths is the string 'ss>t'; give a tuple of paths: ('ss>t',).
 recipes.hints(("ss",))
@@ -365,7 +365,7 @@ recipes.function(4, ("sstt", "sstt"))
 recipes.function(4, iter(("sstt",)))
     TypeError: function: paths is a tuple_iterator; give a tuple or list of paths.
 recipes.function(4, ("sstt",), temperature=0.0)
-    ValueError: function: temperature is 0.0; give a number above 0.
+    ValueError: function: temperature 0.0 must be above 0.
 recipes.function(4, ("sstt",), teacher="tt")
     ValueError: pure: a network is one letter a-z, not 'tt'.
 recipes.fcfd(4, "sstt", ())
@@ -375,15 +375,15 @@ recipes.fcfd(4, (), "s>t")
 recipes.fcfd(4, (), ("ss",))
     ValueError: fcfd: path 'ss' does not end in a bridge; write 'ss>t' or the like.
 recipes.fcfd(0, (), ())
-    ValueError: fcfd: depth is 0; give at least 1.
+    ValueError: fcfd: depth 0 must be at least 1.
 recipes.fcfd(4, None, None)
     TypeError: fcfd: paths is a NoneType; give a tuple or list of paths.
 recipes.simkd(1)
-    ValueError: simkd: depth is 1; give at least 2.
+    ValueError: simkd: depth 1 must be at least 2.
 recipes.simkd(4, teacher="s")
     ValueError: simkd: student and teacher are both 's'; no network teaches itself.
 recipes.srrl(1)
-    ValueError: srrl: depth is 1; give at least 2.
+    ValueError: srrl: depth 1 must be at least 2.
 recipes.srrl(4, student="t")
     ValueError: srrl: student and teacher are both 't'; no network teaches itself.
 recipes.fula("ssss")
@@ -393,11 +393,11 @@ recipes.fula("ss>")
 recipes.fula("sstt", weights=(1.0,))
     ValueError: fula: 1 weights for the 3 values ['ss>t', 'sst', 'sstt']; give one each.
 recipes.fula("sstt", weights=(1.0, float("nan"), 1.0))
-    ValueError: fula: a weight is nan; give a finite number.
+    ValueError: fula: a weight nan must be finite.
 recipes.fula(None)
     TypeError: expand: a path is a string such as 'ssttt', not NoneType.
 recipes.hybrid_assistant(2)
-    ValueError: hybrid_assistant: depth is 2; give at least 3.
+    ValueError: hybrid_assistant: depth 2 must be at least 3.
 recipes.hybrid_assistant(4, at=3)
     ValueError: hybrid_assistant: at is 3; of 4 stages the student has 1 to 2.
 recipes.hybrid_assistant(4, at=0)
@@ -405,9 +405,9 @@ recipes.hybrid_assistant(4, at=0)
 recipes.hybrid_assistant(4, teacher="s")
     ValueError: hybrid_assistant: student and teacher are both 's'; no network teaches itself.
 recipes.hybrid_assistant(4, temperature=0.0)
-    ValueError: hybrid_assistant: temperature is 0.0; give a number above 0.
+    ValueError: hybrid_assistant: temperature 0.0 must be above 0.
 recipes.hybrid_assistant(4, gamma=None)
-    TypeError: hybrid_assistant: gamma is None of type NoneType; give a number.
+    TypeError: hybrid_assistant: gamma None must be a number.
 recipes.multi_teacher({})
     ValueError: multi_teacher: there is no recipe; give one for each teacher by its letter.
 recipes.multi_teacher(None)
@@ -439,21 +439,21 @@ losses.fcfd(*nets.columns, images, labels, paths=(), teacher="q")
 losses.fcfd(*nets.columns, images, labels, paths=(), teacher="s")
     ValueError: fcfd: student and teacher are both 's'; no network teaches itself.
 losses.fcfd(*nets.columns, images, labels, paths=(), temperature=0)
-    ValueError: kd: temperature is 0; give a number above 0.
+    ValueError: kd: temperature 0 must be above 0.
 losses.fcfd(*nets.columns, images, labels, paths=(), temperature=-4.0)
-    ValueError: kd: temperature is -4.0; give a number above 0.
+    ValueError: kd: temperature -4.0 must be above 0.
 losses.fcfd(*nets.columns, images, labels, paths=(), temperature=None)
-    TypeError: kd: temperature is None of type NoneType; give a number.
+    TypeError: kd: temperature None must be a number.
 losses.fcfd(*nets.columns, images, labels, paths=(), feature_weight=None)
-    TypeError: scaled: weights['feature/s>t'] is None of type NoneType; give a number.
+    TypeError: scaled: weights['feature/s>t'] None must be a number.
 losses.fcfd(*nets.columns, images, labels, paths=(), feature_weight=float("nan"))
-    ValueError: scaled: weights['feature/s>t'] is nan; give a finite number.
+    ValueError: scaled: weights['feature/s>t'] nan must be finite.
 losses.fcfd(*nets.columns, images, labels, paths=(), feature_weight="5")
-    TypeError: scaled: weights['feature/s>t'] is '5' of type str; give a number.
+    TypeError: scaled: weights['feature/s>t'] '5' must be a number.
 losses.fcfd(*nets.columns, images, labels, paths=(), feature_weight=torch.ones(2))
-    ValueError: scaled: weights['feature/s>t'] has the shape [2]; give one number.
+    ValueError: scaled: weights['feature/s>t'] [2] must be a number, or a tensor of one, [].
 losses.fcfd(*nets.columns, images, labels, paths=(), label_weight=float("inf"))
-    ValueError: scaled: weights['label'] is inf; give a finite number.
+    ValueError: scaled: weights['label'] inf must be finite.
 losses.fcfd(*nets.columns, images, labels, paths=(), change=3)
     TypeError: fcfd: change is of type int; give a function.
 losses.fcfd(*nets.columns, images, labels, paths=(), change=lambda terms: None)
@@ -539,9 +539,9 @@ fcfd.link(cut, example=images, student="t")
 fcfd.link(cut, example=images, teacher="q")
     ValueError: link: there is no network 'q', only 't', 's'.
 fcfd.link(cut, example=images, first=0)
-    ValueError: crossings: first is 0; give at least 1.
+    ValueError: crossings: first 0 must be at least 1.
 fcfd.link(cut, example=images, first=None)
-    TypeError: crossings: first is None of type NoneType; give an integer.
+    TypeError: crossings: first None must be a whole number.
 fcfd.link(cut, example=images, paths="sstt")
     ValueError: link: paths is the string 'sstt'; give a tuple of paths: ('sstt',).
 fcfd.link(cut, example=images, paths=("ss>tt",))
@@ -591,11 +591,11 @@ fcfd.bridge((2, 3, 4, 4, 4, 4), (2, 3, 4, 4, 4, 4))
 fcfd.bridge((2, 15, 6), (2, 3, 4, 4))
     ValueError: bridge: 15 tokens are no grid of 4·4 or its ratio, with at most five class tokens.
 fcfd.bridge((2, 0), (2, 3))
-    ValueError: bridge: a size of source is 0; give at least 1.
+    ValueError: bridge: a size of source 0 must be at least 1.
 fcfd.bridge((2, 3.5), (2, 3))
-    TypeError: bridge: a size of source is 3.5 of type float; give an integer.
+    TypeError: bridge: a size of source 3.5 must be a whole number.
 fcfd.bridge((2, 3), (2, -3))
-    ValueError: bridge: a size of target is -3; give at least 1.
+    ValueError: bridge: a size of target -3 must be at least 1.
 fcfd.bridge((2, 3, 4, 4), (2, 5, 4, 4), layouts="b c h w")
     TypeError: bridge: layouts is of type str; give a pair: (of the source, of the target).
 fcfd.bridge((2, 3, 4, 4), (2, 5, 4, 4), layouts=("b c", None))
@@ -669,9 +669,9 @@ fcfd.terms.multi_level(losses.kl)([], [])
 fcfd.terms.multi_level(None)
     TypeError: multi_level: loss is of type NoneType; give a function.
 fcfd.bridges.MaskedMix(nn.Identity(), keep=1.5)
-    ValueError: MaskedMix: keep is 1.5; give a probability from 0 to 1.
+    ValueError: MaskedMix: keep 1.5 must be at least 0 and at most 1.
 fcfd.bridges.MaskedMix(nn.Identity(), keep=float("nan"))
-    ValueError: MaskedMix: keep is nan; give a finite number.
+    ValueError: MaskedMix: keep nan must be at least 0 and at most 1.
 fcfd.bridges.MaskedMix(None)
     TypeError: MaskedMix: bridge is of type NoneType; give a module that leads to the target's feature.
 fcfd.bridges.MatchStatistics()(z)

@@ -37,9 +37,9 @@ def test_a_schedule_is_a_float_within_its_limits(step, count, start, end):
 
 
 def test_schedules_refuse_what_cannot_be():
-    with pytest.raises(ValueError, match="linear_warmup: steps is 0; give a number above 0"):
+    with pytest.raises(ValueError, match="linear_warmup: steps 0 must be above 0"):
         linear_warmup(1, steps=0)
-    with pytest.raises(ValueError, match="cosine: steps is -1; give a number above 0"):
+    with pytest.raises(ValueError, match="cosine: steps -1 must be above 0"):
         cosine(1, steps=-1)
     with pytest.raises(ValueError, match="piecewise_constant: 2 values and boundaries"):
         piecewise_constant(1, boundaries=(1, 2), values=(1.0, 2.0))
@@ -50,19 +50,19 @@ def test_schedules_refuse_what_cannot_be():
 @pytest.mark.parametrize(
     ("schedule", "text"),
     [
-        (lambda: linear_warmup(-5, steps=3), "linear_warmup: step is -5; give a number of at least 0"),
-        (lambda: linear_warmup(float("nan"), steps=3), "linear_warmup: step is nan; give a finite number"),
-        (lambda: linear_warmup(0, steps=3, end=float("inf")), "linear_warmup: end is inf"),
-        (lambda: cosine(float("nan"), steps=3), "cosine: step is nan"),
-        (lambda: constant(None), "constant: step is of type NoneType; give a plain number"),
-        (lambda: constant(0, value="1"), "constant: value is of type str"),
+        (lambda: linear_warmup(-5, steps=3), "linear_warmup: step -5 must be at least 0"),
+        (lambda: linear_warmup(float("nan"), steps=3), "linear_warmup: step nan must be at least 0"),
+        (lambda: linear_warmup(0, steps=3, end=float("inf")), "linear_warmup: end inf must be finite"),
+        (lambda: cosine(float("nan"), steps=3), "cosine: step nan must be finite"),
+        (lambda: constant(None), "constant: step None must be a number"),
+        (lambda: constant(0, value="1"), "constant: value '1' must be a number"),
         (
             lambda: piecewise_constant(0, boundaries=3, values=(1.0,)),
             "piecewise_constant: boundaries is of type int",
         ),
         (
             lambda: piecewise_constant(0, boundaries=(1,), values=(1.0, float("nan"))),
-            "piecewise_constant: values is nan",
+            "piecewise_constant: values nan must be finite",
         ),
     ],
 )

@@ -59,11 +59,11 @@ def test_a_kind_that_no_term_has_is_refused(change, value):
 @pytest.mark.parametrize(
     ("weight", "text"),
     [
-        (torch.ones(2), r"has the shape \[2\]; give one number"),
-        (float("nan"), "is nan; give a finite number"),
-        (float("inf"), "is inf; give a finite number"),
-        ("2", "is '2' of type str; give a number"),
-        (None, "is None of type NoneType; give a number"),
+        (torch.ones(2), r"\[2\] must be a number"),
+        (float("nan"), "nan must be finite"),
+        (float("inf"), "inf must be finite"),
+        ("2", "'2' must be a number"),
+        (None, "None must be a number"),
     ],
 )
 def test_a_weight_is_one_finite_number(weight, text):

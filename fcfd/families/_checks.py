@@ -5,13 +5,10 @@ number is a `ValueError`. Both name the function and the argument. The values of
 the host would have to wait for the device.
 """
 
-from math import inf
-from numbers import Integral, Real
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from .._text import check_number
 from .._tree import shape
 from ._numerics import lifted
 
@@ -225,51 +222,3 @@ def check_finite(function: str, /, **numbers: float | Tensor) -> None:
     """Raise unless every value is a finite number, or a floating-point tensor of one number, unread."""
     for name, value in numbers.items():
         check_number(function, name, value)
-
-
-def check_number(
-    function: str,
-    name: str,
-    value: float | Tensor,
-    *,
-    above: float = -inf,
-    least: float = -inf,
-    most: float = inf,
-    below: float = inf,
-) -> None:
-    """Raise unless a value is a finite number in a range, or a tensor of one number, which is not read."""
-    if not isinstance(value, Tensor):
-        check_plain(function, name, value, above=above, least=least, most=most, below=below)
-    elif value.ndim:
-        raise ValueError(f"{function}: {name} {shape(value)} must be a number, or a tensor of one, [].")
-    elif not value.is_floating_point():
-        raise TypeError(f"{function}: {name} {shape(value)} of {value.dtype} must be floating-point.")
-
-
-def check_plain(
-    function: str,
-    name: str,
-    value: Any,
-    *,
-    above: float = -inf,
-    least: float = -inf,
-    most: float = inf,
-    below: float = inf,
-) -> None:
-    """Raise unless a value is a finite number in a range that Python itself can read."""
-    number = isinstance(value, (float, int, torch.SymFloat, torch.SymInt, Real))
-    if not number or isinstance(value, bool):
-        raise TypeError(f"{function}: {name} {value!r} must be a number.")
-    if not (above < value < below and least <= value <= most):
-        bounds = {"above": above, "at least": least, "below": below, "at most": most}
-        wanted = [f"{word} {bound:g}" for word, bound in bounds.items() if abs(bound) != inf]
-        raise ValueError(f"{function}: {name} {value} must be {' and '.join(wanted) or 'finite'}.")
-
-
-def check_whole(function: str, name: str, value: Any, *, least: int) -> None:
-    """Raise unless a value is a whole number of at least some size."""
-    whole = isinstance(value, (int, torch.SymInt, Integral))
-    if not whole or isinstance(value, bool):
-        raise TypeError(f"{function}: {name} {value!r} must be a whole number.")
-    if value < least:
-        raise ValueError(f"{function}: {name} {value} must be at least {least}.")

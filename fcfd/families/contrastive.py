@@ -7,17 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._text import check_number
 from .._tree import shape
-from ._checks import (
-    alike,
-    check_number,
-    check_one_device,
-    check_same_axes,
-    class_column,
-    floats,
-    indices,
-    per_example,
-)
+from ._checks import alike, check_one_device, check_same_axes, class_column, floats, indices, per_example
 from ._numerics import exact, label_errors, lifted, safe_normalize
 
 _SPACE = "Project the embeddings into one space first."

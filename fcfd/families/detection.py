@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._checks import alike, check_number
+from .._text import check_number
+from ._checks import alike
 from ._numerics import excluded_or
 
 

@@ -8,17 +8,10 @@ from einops import reduce
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._text import check_number
 from .._tree import shape
 from ..layouts import average
-from ._checks import (
-    alike,
-    check_number,
-    check_one_device,
-    check_positions,
-    check_same_shape,
-    check_tensor,
-    floats,
-)
+from ._checks import alike, check_one_device, check_positions, check_same_shape, check_tensor, floats
 from ._numerics import lifted, mean_by_example, safe_normalize, sum_by_example
 
 _BRIDGE = "Bridge one feature into the other's space first."

@@ -17,18 +17,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._text import check_integer, check_number, check_plain
 from .._tree import shape
 from ._checks import (
     are_probabilities,
     binary_logits,
     check_finite,
     check_layout,
-    check_number,
     check_one_device,
-    check_plain,
     check_same_shape,
     check_tensor,
-    check_whole,
     class_column,
     class_logits,
     floats,
@@ -697,7 +695,7 @@ def wkd_logit(
     """
     name = "wkd_logit"
     check_number(name, "regularization", regularization, above=0)
-    check_whole(name, "iterations", iterations, least=1)
+    check_integer(name, "iterations", iterations, least=1)
     student, teacher, y = _labelled(name, prediction, target, labels, temperature, gamma=gamma)
     (price,) = floats(name, "classes, classes", cost=cost)
     check_one_device(name, prediction=prediction, cost=cost)

@@ -10,8 +10,9 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._text import check_integer, check_number, check_plain
 from .._tree import shape
-from ._checks import agreeing, alike, check_number, check_plain, check_whole, floats
+from ._checks import agreeing, alike, floats
 from ._numerics import divergence, exact, mean_by_example, safe_normalize, safe_sqrt, scaled
 
 _MAP = "batch, channels, places, ..."
@@ -96,7 +97,7 @@ def hcl(prediction: Tensor, target: Tensor, *, sizes: tuple[int, ...] = (4, 2, 1
     if not isinstance(sizes, tuple | list):
         raise TypeError(f"{name}: sizes {sizes!r} must be a tuple of whole numbers.")
     for size in sizes:
-        check_whole(name, "sizes", size, least=1)
+        check_integer(name, "sizes", size, least=1)
     student, teacher = alike(name, _MAP, _BRIDGE, prediction=prediction, target=target)
     difference = student - teacher
     # Pooling is linear, so the difference is pooled once instead of both maps.
@@ -255,7 +256,7 @@ def wkd_feature(
     """
     name, shared = "wkd_feature", "batch, channels"
     check_number(name, "mean_weight", mean_weight)
-    check_whole(name, "grid", grid, least=1)
+    check_integer(name, "grid", grid, least=1)
     check_number(name, "eps", eps, least=0)
     pair = agreeing(name, _MAP, shared, _CHANNELS, prediction=prediction, target=target)
     (mean_s, variance_s), (mean_t, variance_t) = (_cell_moments(name, feature, grid) for feature in pair)

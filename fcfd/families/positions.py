@@ -13,8 +13,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from .._text import check_integer
 from .._tree import shape
-from ._checks import check_one_device, check_tensor, check_whole, is_integer
+from ._checks import check_one_device, check_tensor, is_integer
 
 Loss: TypeAlias = Callable[..., Tensor]
 
@@ -115,7 +116,7 @@ def ignoring(loss: Loss, *, index: int = -100) -> Loss:
         tensor(1.3863)
     """
     _check_loss("ignoring", loss)
-    check_whole("ignoring", "index", index, least=-(2**63))
+    check_integer("ignoring", "index", index, least=-(2**63))
     return partial(_ignoring, loss, index)
 
 

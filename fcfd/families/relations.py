@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._text import check_integer, check_number, check_plain
 from .._tree import shape
-from ._checks import agreeing, alike, check_finite, check_number, check_plain, check_whole, floats
+from ._checks import agreeing, alike, check_finite, floats
 from ._numerics import crossed, exact, poisoned, safe_inverse, safe_normalize, safe_sqrt
 
 _EXAMPLES = "Give both networks the same examples."
@@ -142,7 +143,7 @@ def hard_dark_rank(
     name = "hard_dark_rank"
     check_number(name, "alpha", alpha)
     check_number(name, "beta", beta, above=0)
-    check_whole(name, "length", length, least=1)
+    check_integer(name, "length", length, least=1)
     student, teacher = _rows(name, length + 1, prediction=prediction, target=target)
     others = _squared_distances(teacher.detach()).fill_diagonal_(torch.inf)
     order = others.topk(length, largest=False).indices
@@ -292,7 +293,7 @@ def taylor_rbf(embedding: Tensor, *, gamma: float = 0.4, order: int = 2) -> Tens
     """
     name = "taylor_rbf"
     check_plain(name, "gamma", gamma)
-    check_whole(name, "order", order, least=0)
+    check_integer(name, "order", order, least=0)
     (rows,) = _rows(name, embedding=embedding)
     return _kernel(rows, gamma, order)
 
@@ -326,7 +327,7 @@ def cc_taylor_rbf(prediction: Tensor, target: Tensor, *, gamma: float = 0.4, ord
     """
     name = "cc_taylor_rbf"
     check_plain(name, "gamma", gamma)
-    check_whole(name, "order", order, least=0)
+    check_integer(name, "order", order, least=0)
     rows = _rows(name, prediction=prediction, target=target)
     student, teacher = (_kernel(safe_normalize(x), gamma, order) for x in rows)
     return (student - teacher).square().mean()

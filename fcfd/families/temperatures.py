@@ -13,17 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._text import check_number, check_plain
 from .._tree import shape
-from ._checks import (
-    check_finite,
-    check_number,
-    check_one_device,
-    check_plain,
-    check_positions,
-    class_logits,
-    floats,
-    logit_pair,
-)
+from ._checks import check_finite, check_one_device, check_positions, class_logits, floats, logit_pair
 from ._numerics import crossed, lifted, poisoned, scaled
 
 # Transforms
