@@ -30,7 +30,7 @@ LAYERS = (
     ("splitting.graph", "splitting.network", "transforms"),
     ("splitting.record",),
     ("splitting.inject",),
-    ("splitting.boundaries",),
+    ("splitting.boundaries", "splitting.layouts"),
     ("splitting.verify",),
     ("splitting.cutting",),
     ("splitting", "matching"),

@@ -12,9 +12,10 @@ from .._refusals import check, said
 from .._tree import clone, detach, map_tensors
 from ..stages import Buffers, Params, Stage, whole
 from .boundaries import BY_HAND, automatic, cuts_of, head, named
-from .inject import Cut, Piece, features_of, make, returned, run
+from .inject import Cut, Piece, is_feature, make, run
+from .layouts import layout
 from .network import Boundary, Network
-from .record import Batch, Recording, random_state_kept, record
+from .record import Batch, Output, Record, Recording, random_state_kept, record
 from .verify import proved, state_of
 
 _SIZES = (224, 256, 299, 384, 448, 512, 32, 28)  # of images that are tried where no example is given
@@ -120,9 +121,11 @@ def split(
         params=dict(model.named_parameters()),
         buffers=dict(model.named_buffers()),
         names=(*map(_single, chosen), head(recording.eval, chosen)),
-        shapes=(*(_shape(recording, cut) for cut in chosen), _single(recording.eval.logits)),
+        shapes=_each(recording.eval, chosen, lambda output: output.shape),
         cuts=cuts,
         proof=said,
+        layouts=_each(recording.eval, chosen, lambda output: layout(output, recording.eval, model).axes),
+        grids=_each(recording.eval, chosen, lambda output: layout(output, recording.eval, model).grid),
     )
 
 
@@ -281,9 +284,13 @@ def _single(items: Sequence[Any]) -> Any:
     return items[0] if len(items) == 1 else tuple(items)
 
 
-def _shape(recording: Recording, cut: Cut) -> Any:
-    """The shapes of a feature: of each tensor, of each module."""
-    of_modules = []
-    for name in cut:
-        of_modules.append(_single([leaf.shape for leaf in features_of(returned(recording, name))]))
-    return _single(of_modules)
+def _each(record: Record, cuts: Sequence[Cut], say: Callable[[Output], Any]) -> tuple[Any, ...]:
+    """Something about what each stage returns: of each tensor of each module of a boundary."""
+    said = []
+    for cut in cuts:
+        of_modules = []
+        for name in cut:
+            outputs = [leaf for leaf in record.runs[name][0].outputs if isinstance(leaf, Output)]
+            of_modules.append(_single([say(output) for output in outputs if is_feature(output, record)]))
+        said.append(_single(of_modules))
+    return (*said, _single([say(output) for output in record.logits]))

@@ -181,7 +181,7 @@ class _Grown(NamedTuple):
 
 
 def _grown(injected: Sequence[_Injected]) -> _Grown:
-    """How much more a feature holds than the recorded one, by sizes that grow with examples or tokens alone."""
+    """How much more a feature holds than the recorded one, by sizes that grow with one of both alone."""
     examples = tokens = 0
     for _, leaf, tensor in injected:
         rows = zip(tensor.shape, leaf.shape, leaf.per_example, leaf.per_token, strict=False)
@@ -444,7 +444,7 @@ def _leaf(at: int, seen: _Seen, recording: Recording) -> Any:
     if not isinstance(output, Output):
         return output
     more = None if seen.more is None else seen.more.outputs[at]
-    feature = _is_feature(output, seen.record) or (more is not None and _is_feature(more, recording.train))
+    feature = is_feature(output, seen.record) or (more is not None and is_feature(more, recording.train))
     if output.given is not None and not feature:
         return Given(output.given)
     return Leaf(
@@ -459,7 +459,8 @@ def _leaf(at: int, seen: _Seen, recording: Recording) -> Any:
     )
 
 
-def _is_feature(output: Output, record: Record) -> bool:
+def is_feature(output: Output, record: Record) -> bool:
+    """Whether an output depends on the input, and the logits on it."""
     return output.node in record.graph.depends and output.node in record.graph.wanted
 
 

@@ -60,7 +60,7 @@ class Record(NamedTuple):
     runs: dict[str, tuple[Call, ...]]  # the same by module
     inputs: Call  # the arguments, as if a module had returned them
     examples: int
-    logits: tuple[tuple[int, ...], ...]  # the shapes of what the model returned
+    logits: tuple[Output, ...]  # the tensors of what the last stage returns
     graph: Graph
     written: tuple[tuple[str, int], ...]  # buffers that were written, and until when
     rewritten: frozenset[str]  # modules whose forward writes plain attributes, such as caches
@@ -187,6 +187,7 @@ def _record(model: nn.Module, batch: Batch) -> Record:
     inside: list[str] = []
     with torch.enable_grad(), lookups, _listening(model, ended, written, inside):
         output = logits(model(*args, **kwargs))
+    results = _Ended("", -1, -1, *_seen(tensors(output), ()))
     raw = [leaf.node for call in ended for leaf in call.outputs if isinstance(leaf, _Seen)]
     graph, numbers = draw(
         results=[tensor.grad_fn for tensor in tensors(output) if tensor.grad_fn is not None],
@@ -204,7 +205,7 @@ def _record(model: nn.Module, batch: Batch) -> Record:
         runs=runs,
         inputs=_call(inputs, numbers),
         examples=_examples(first) or 1,
-        logits=tuple(tuple(tensor.shape) for tensor in tensors(output)),
+        logits=_call(results, numbers).outputs,
         graph=graph,
         written=tuple(written),
         rewritten=_rewritten(model, before),
