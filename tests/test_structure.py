@@ -30,6 +30,7 @@ LAYERS = (
     ("splitting.graph", "splitting.network", "transforms"),
     ("splitting.record",),
     ("splitting.inject",),
+    ("splitting.assemble",),
     ("splitting.boundaries", "splitting.layouts"),
     ("splitting.verify",),
     ("splitting.cutting",),

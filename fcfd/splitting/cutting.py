@@ -11,8 +11,9 @@ from .._copies import places, replica
 from .._refusals import check, said
 from .._tree import clone, detach, map_tensors
 from ..stages import Buffers, Params, Stage, whole
+from .assemble import is_feature, make
 from .boundaries import BY_HAND, automatic, cuts_of, head, named
-from .inject import Cut, Piece, is_feature, make, run
+from .inject import Cut, Piece, run
 from .layouts import layout
 from .network import Boundary, Network
 from .record import Batch, Output, Record, Recording, random_state_kept, record
@@ -39,7 +40,11 @@ def split(
     and so is torch's generator, by dropout. A boundary is a module through whose output every path from the
     input to the logits goes; a tuple of modules is one where only together they are passed by every path.
 
-    Stages run copies of the model's code and settings, made here: edit the model first, then split it.
+    Stages run copies of the model's code and settings, made here: edit the model first, then split it. What
+    is edited later (a replaced head or parameter, an added hook, a patched forward) they do not see. Making
+    them runs the model's forward, with its own hooks: once in eval and once in train to record it (of
+    text once more, a token longer), and for the proof twice in each mode; all processes that share a model
+    must split it together.
 
     Args:
         model: Any module. Or a list of modules and functions, each of which is a stage: the way by hand,

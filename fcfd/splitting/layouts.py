@@ -14,15 +14,14 @@ from .record import Output, Record, nodes
 
 _SECOND = ("Convolution", "BatchNorm", "GroupNorm", "Pool1D", "Pool2D", "Pool3D", "Upsample", "PixelShuffle")
 _LAST = ("LayerNorm", "RmsNorm", "Embedding")
-_ARITHMETIC = frozenset(
-    ("Add", "Sub", "Rsub", "Mul", "Div", "Neg", "Pow", "Sqrt", "Rsqrt", "Exp", "Addcmul", "Clamp", "ClampMin")
+_KEEP = frozenset(
+    (
+        *("Add", "Sub", "Rsub", "Mul", "Div", "Neg", "Pow", "Sqrt", "Rsqrt", "Exp", "Addcmul", "Clamp"),
+        *("Relu", "LeakyRelu", "PreluKernel", "Elu", "Gelu", "Silu", "Mish", "Threshold", "Softplus", "Tanh"),
+        *("Sigmoid", "Hardtanh", "Hardswish", "Hardsigmoid", "NativeDropout", "Bernoulli", "MaskedFill"),
+        *("Where", "Clone", "ToCopy", "Copy", "Alias", "Cat", "Slice", "Roll", "ConstantPadNd"),
+    )
 )
-_ACTIVATIONS = frozenset(
-    ("Relu", "LeakyRelu", "PreluKernel", "Elu", "Gelu", "Silu", "Mish", "Threshold", "Softplus", "Tanh")
-    + ("Sigmoid", "Hardtanh", "Hardswish", "Hardsigmoid", "NativeDropout", "Bernoulli", "MaskedFill", "Where")
-)
-_COPIES = frozenset(("Clone", "ToCopy", "Copy", "Alias", "Cat", "Slice", "Roll", "ConstantPadNd"))
-_KEEP = _ARITHMETIC | _ACTIVATIONS | _COPIES
 _MODULES: dict[Any, int] = {  # that consist of other operations, with the axis of their channels
     nn.Linear.forward: -1,
     nn.MultiheadAttention.forward: -1,
