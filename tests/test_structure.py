@@ -28,7 +28,7 @@ LAYERS = (
     ("terms",),
     ("stages", "bridges"),
     ("splitting.graph", "splitting.network", "transforms"),
-    ("splitting.record",),
+    ("splitting.record", "splitting.listing"),
     ("splitting.inject",),
     ("splitting.assemble",),
     ("splitting.boundaries", "splitting.layouts"),

@@ -23,13 +23,7 @@ class _Roles(NamedTuple):
     early: set[str]  # of those, what reads placeholders before the feature comes in
 
 
-def make(
-    model: nn.Module,
-    recording: Recording,
-    begin: Cut,
-    end: Cut,
-    context: tuple[str, ...],
-) -> Piece:
+def make(model: nn.Module, recording: Recording, begin: Cut, end: Cut, context: tuple[str, ...]) -> Piece:
     """Make the stage between two boundaries; `()` stands for the input and for the logits.
 
     Args:
@@ -89,13 +83,13 @@ def _roles(recording: Recording, begin: Cut, end: Cut) -> _Roles:
     for record in both(recording):
         opening = [record.runs[name][0] for name in begin]
         start = max((call.end for call in opening), default=-1)
-        stop = max((record.runs[name][0].end for name in end), default=record.calls[0].end)
+        until = max((record.runs[name][0].end for name in end), default=record.calls[0].end)
         read = behind(record.graph, features(record, begin))
         outside = -1 if record is recording.eval else start  # calls that end before are part of another
         for one in record.calls:
             around = any(one.start < other.start < one.end for other in opening)
             before = one.end < start and not around
-            if one.start > stop or one.end < outside:
+            if one.start > until or one.end < outside:
                 continue
             if one.name in begin:
                 outside = one.end
@@ -218,7 +212,6 @@ def _leaf(at: int, seen: _Seen, recording: Recording) -> Any:
         shape=output.shape,
         per_example=_growth(output, more) or _shares(output.shape, seen.record.examples),
         per_token=_growth(output, seen.longer and seen.longer.outputs[at]) or (0,) * len(output.shape),
-        examples=seen.record.examples,
         dtype=output.dtype,
         moved=output.moved or (more is not None and more.moved),
         feature=feature,

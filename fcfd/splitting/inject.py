@@ -36,7 +36,6 @@ class Leaf:
     shape: tuple[int, ...]  # in the recording
     per_example: tuple[int, ...]  # how each size grows with one more example
     per_token: tuple[int, ...]  # likewise with one more token of text
-    examples: int  # in the recording
     dtype: torch.dtype
     moved: bool  # whether a later operation in place changes it
     feature: bool  # whether it depends on the input, and the logits on it
