@@ -207,7 +207,10 @@ def _alike(networks: Mapping[str, Network], example: Any) -> tuple[dict[str, Net
             depths = match([_size(value) for value in features[letter]], [_size(value) for value in least])
         ends = (*depths, len(network.stages))
         alike[letter] = network._replace(
-            stages=joined(network.stages, ends), names=tuple([network.names[end - 1] for end in ends])
+            stages=joined(network.stages, ends),
+            names=tuple([network.names[end - 1] for end in ends]),
+            layouts=tuple([network.layouts[end - 1] for end in ends if network.layouts]),
+            grids=tuple([network.grids[end - 1] for end in ends if network.grids]),
         )
         for at, end in enumerate(depths, start=1):
             values[pure(letter, at)] = features[letter][end - 1]
@@ -278,7 +281,9 @@ def _layouts(
             simple = path_of(column, at)
             for feature in (step(simple).reads[0], counterpart(simple)):
                 letter = feature[0]
-                pattern = stated.get(feature) or stated.get(letter) or _seen(networks[letter], at)
+                pattern = stated.get(feature) or stated.get(letter)
+                if pattern is None:
+                    pattern = _seen(networks[letter], at, values[feature])
                 if pattern is None and simple not in own:
                     pattern = _told(feature, values)
                 if pattern is not None:
@@ -286,9 +291,15 @@ def _layouts(
     return found
 
 
-def _seen(network: Network, at: int) -> str | None:
+def _seen(network: Network, at: int, feature: Any) -> str | None:
     """What the recording of the model tells of a stage's feature."""
-    return None
+    pattern = network.layouts[at] if network.layouts else None
+    places = network.grids[at] if network.grids else None
+    if pattern == "b t c" and places is not None:
+        height, width = places
+        return f"b ({feature.shape[1] - height * width} + h={height} w={width}) c"
+    several = {*leaves(pattern)}  # of a feature of several tensors, where they are laid out alike
+    return several.pop() if len(several) == 1 else None
 
 
 def _told(path: str, values: Mapping[str, Any]) -> str | None:
@@ -298,7 +309,7 @@ def _told(path: str, values: Mapping[str, Any]) -> str | None:
         two = _IN_DOUBT.get(tensor.ndim)
         if two is None or (tensor.ndim == 4 and not channels_last(tuple(tensor.shape))):
             continue
-        if tensor.ndim == 3 and _is_text(values[""]):
+        if tensor.ndim == 3 and (_is_text(values[""]) or _is_a_row_of_patches(tensor, values[""])):
             return "b t c"
         raise ValueError(
             f"link: the feature {path!r}, {shape(tensor)}, may be {two}. State which: "
@@ -307,13 +318,31 @@ def _told(path: str, values: Mapping[str, Any]) -> str | None:
     return _BY_RANK.get(feature.ndim) if isinstance(feature, Tensor) else None
 
 
+def _is_a_row_of_patches(tensor: Tensor, batch: Any) -> bool:
+    """Whether axis 1, and axis 2 not, has as many places as a grid of the image's ratio may have."""
+    ratio = _ratio(batch)
+    if ratio is None:
+        return False
+    fits = [False, False]
+    for at, count in enumerate(tensor.shape[1:]):
+        try:
+            fits[at] = grid(count, ratio=ratio) is not None
+        except ValueError:  # more than one such grid
+            fits[at] = True
+    return fits == [True, False]
+
+
+def _ratio(batch: Any) -> float | None:
+    """The height by the width of the images of a batch, if it has some."""
+    images = [tensor for tensor in tensors(batch) if tensor.ndim == 4]
+    return images[0].shape[2] / images[0].shape[3] if images else None
+
+
 def _pattern(tensor: Tensor, layout: Layout | None, batch: Any) -> str | None:
     """The layout of a feature that is in its form, with the grid of tokens where it is known."""
     if tensor.ndim != 3:
         return _BY_RANK.get(tensor.ndim)
-    image = [one for one in tensors(batch) if one.ndim == 4]
-    ratio = image[0].shape[2] / image[0].shape[3] if image else None
-    found = grid(tensor.shape[1], layout=layout, ratio=ratio)
+    found = grid(tensor.shape[1], layout=layout, ratio=_ratio(batch))
     return "b t c" if found is None else f"b ({found.prefix} + h={found.height} w={found.width}) c"
 
 

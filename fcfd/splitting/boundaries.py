@@ -9,8 +9,9 @@ from typing import NamedTuple
 from torch import nn
 
 from ..layouts import places
+from .assemble import features, replaceable, returned
 from .graph import behind
-from .inject import Cut, features, features_of, replaceable, returned
+from .inject import Cut, features_of
 from .network import Boundary
 from .record import Record, Recording, both
 
@@ -149,7 +150,7 @@ def named(
         cut = tuple(first[modules[name]] for name in names)
         for record in both(recording):
             if fault := _fault(record, cut):
-                text = _company(record, cut) or fault + _near(record, cut[-1], cuts)
+                text = _company(model, record, cut, cuts) or fault + _near(record, cut[-1], cuts)
                 raise ValueError(f"split: {text}")
         if cut in ends:
             raise ValueError(f"split: the boundary {boundary!r} is given twice.")
@@ -157,15 +158,33 @@ def named(
     return tuple(sorted(ends, key=lambda cut: ends[cut]))
 
 
-def _company(record: Record, cut: Cut) -> str:
+def _company(model: nn.Module, record: Record, cut: Cut, cuts: Sequence[str]) -> str:
     """A module beside the last one, or beside what contains it, that completes the boundary."""
     name = f"{cut[-1]}."
+    partner = ""
     for other in record.runs:
         beside = name.startswith(other[: other.rfind(".") + 1])
         apart = not name.startswith(f"{other}.") and not f"{other}.".startswith(name)
         if beside and apart and _fault(record, (other,)) and not _fault(record, (*cut, other)):
-            return f"{cut[-1]!r} needs company: {tuple(sorted((*cut, other)))}."
-    return ""
+            partner = other
+            break
+    if not partner and cut[-1] in record.runs and _is_block(model, cut[-1]):
+        # A block of a decoder, which all read the encoder's output: the last cut before it.
+        start = record.runs[cut[-1]][0].start
+        ended = [other for other in cuts if record.runs[other][0].end < start]
+        partner = ended[-1] if ended and not _fault(record, (ended[-1], *cut)) else ""
+    if not partner:
+        return ""
+    ends = {name: record.runs[name][0].end for name in (*cut, partner)}
+    return f"{cut[-1]!r} needs company: {tuple(sorted(ends, key=lambda name: ends[name]))}."
+
+
+def _is_block(model: nn.Module, name: str) -> bool:
+    """Whether a module of modules has siblings of its own class."""
+    parent, module = model.get_submodule(name.rpartition(".")[0]), model.get_submodule(name)
+    alike = [other for other in parent.children() if type(other) is type(module)]
+    listed = isinstance(parent, nn.ModuleList | nn.Sequential)
+    return listed and len(alike) > 1 and len(module._modules) > 0
 
 
 def _near(record: Record, name: str, cuts: Sequence[str]) -> str:

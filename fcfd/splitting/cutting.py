@@ -2,19 +2,21 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._copies import places, replica
-from .._refusals import check, said
+from .._copies import replica
+from .._refusals import check
 from .._tree import clone, detach, map_tensors
-from ..stages import Buffers, Params, Stage, whole
+from .assemble import is_feature, make
 from .boundaries import BY_HAND, automatic, cuts_of, head, named
-from .inject import Cut, Piece, features_of, make, returned, run
+from .inject import Cut, Piece, run
+from .layouts import layout
+from .listing import by_hand
 from .network import Boundary, Network
-from .record import Batch, Recording, random_state_kept, record
+from .record import Batch, Output, Record, Recording, random_state_kept, record
 from .verify import proved, state_of
 
 _SIZES = (224, 256, 299, 384, 448, 512, 32, 28)  # of images that are tried where no example is given
@@ -38,7 +40,11 @@ def split(
     and so is torch's generator, by dropout. A boundary is a module through whose output every path from the
     input to the logits goes; a tuple of modules is one where only together they are passed by every path.
 
-    Stages run copies of the model's code and settings, made here: edit the model first, then split it.
+    Stages run copies of the model's code and settings, made here: edit the model first, then split it. What
+    is edited later (a replaced head or parameter, an added hook, a patched forward) they do not see. Making
+    them runs the model's forward, with its own hooks: once in eval and once in train to record it (of
+    text once more, a token longer), and for the proof twice in each mode; all processes that share a model
+    must split it together.
 
     Args:
         model: Any module. Or a list of modules and functions, each of which is a stage: the way by hand,
@@ -76,7 +82,7 @@ def split(
         ('0.0', '2')
     """
     if not isinstance(model, nn.Module):
-        return _by_hand(_entries(model), at, example)
+        return by_hand(model, at, example)
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         kind = type(model).__name__
         raise ValueError(f"split: {kind} wraps a model. Split model.module and distribute the training step.")
@@ -120,24 +126,12 @@ def split(
         params=dict(model.named_parameters()),
         buffers=dict(model.named_buffers()),
         names=(*map(_single, chosen), head(recording.eval, chosen)),
-        shapes=(*(_shape(recording, cut) for cut in chosen), _single(recording.eval.logits)),
+        shapes=_each(recording.eval, chosen, lambda output: output.shape),
         cuts=cuts,
         proof=said,
+        layouts=_each(recording.eval, chosen, lambda output: layout(output, recording.eval, model).axes),
+        grids=_each(recording.eval, chosen, lambda output: layout(output, recording.eval, model).grid),
     )
-
-
-def _entries(model: Any) -> tuple[Callable[..., Any], ...]:
-    """The stages of a list, or what was meant by something else."""
-    if isinstance(model, str | type | Mapping) or not isinstance(model, Iterable):
-        what = repr(model) if isinstance(model, str) else said(model)
-        raise TypeError(f"split: {what} is no model. Pass a module, or a list of modules and functions.")
-    entries = tuple(model)
-    for place, entry in enumerate(entries):
-        if not callable(entry) or isinstance(entry, type):
-            raise TypeError(f"split: entry {place} of the list is {entry!r}, and not a module or a function.")
-        if isinstance(entry, nn.Module):
-            check("split", entry)
-    return entries
 
 
 def _check_at(at: Any) -> None:
@@ -147,70 +141,6 @@ def _check_at(at: Any) -> None:
         raise TypeError(f"split: at={at!r}; pass a number of stages, or a list of names: at=[{at!r}].")
     if isinstance(at, int) and at < 1:
         raise ValueError(f"split: at={at} stages; a model has at least one.")
-
-
-def _by_hand(entries: tuple[Callable[..., Any], ...], at: Any, example: Any) -> Network:
-    """Each entry is a stage; tensors are named as in `nn.Sequential(*entries)`."""
-    if not entries:
-        raise ValueError("split: an empty list has no stages. Pass a model, or a list of modules.")
-    if at is not None or example is not None:
-        raise ValueError("split: a list of modules is a model in stages; it takes no names and no example.")
-    modules = nn.ModuleDict({str(at): one for at, one in enumerate(entries) if isinstance(one, nn.Module)})
-    return Network(
-        stages=tuple(_stage_by_hand(entry, modules) for entry in entries),
-        params=dict(modules.named_parameters()),
-        buffers=dict(modules.named_buffers()),
-        names=tuple(str(at) for at in range(len(entries))),
-        shapes=(None,) * len(entries),
-        cuts=(),
-        proof="",
-    )
-
-
-def _stage_by_hand(entry: Callable[..., Any], modules: nn.Module) -> Stage:
-    if not isinstance(entry, nn.Module):
-        return partial(_run_function, entry)
-    run_entry = whole(entry, places(entry, within=modules))
-    shared = _shared(entry, modules)
-    return partial(_run_checked, run_entry, shared) if shared else run_entry
-
-
-class _Shared(NamedTuple):
-    """A norm that several stages run: a walk gives each the statistics from before the step."""
-
-    norm: nn.Module
-    text: str
-
-
-def _shared(entry: nn.Module, modules: nn.Module) -> tuple[_Shared, ...]:
-    """The norms with statistics of a stage that other stages run, too."""
-    found = []
-    for name, norm in modules.named_modules():
-        if not getattr(norm, "track_running_stats", False) or norm not in {*entry.modules()}:
-            continue
-        users = [place for place, other in modules.named_children() if norm in {*other.modules()}]
-        if len(users) > 1:
-            text = (
-                f"split: {name!r} is in stages {' and '.join(users)}, and in train mode its statistics would "
-                "count one of them. Make those one stage, or give each a norm of its own."
-            )
-            found.append(_Shared(norm, text))
-    return tuple(found)
-
-
-def _run_checked(
-    run_entry: Stage, shared: Sequence[_Shared], params: Params, buffers: Buffers, x: Any
-) -> tuple[Any, dict[str, Tensor]]:
-    for norm, text in shared:
-        if norm.training:
-            raise ValueError(text)
-    return run_entry(params, buffers, x)
-
-
-def _run_function(
-    function: Callable[..., Any], params: Params, buffers: Buffers, x: Any
-) -> tuple[Any, dict[str, Tensor]]:
-    return function(clone(x)), {}
 
 
 def _on_meta(model: nn.Module) -> bool:
@@ -225,12 +155,14 @@ def _recorded(model: nn.Module, example: Any, share: bool) -> tuple[Batch, Recor
     batches: Iterable[Batch] = _images(model)
     if example is not None:
         batches = [dict(example) if isinstance(example, Mapping) else example]
-    convert = _empty if _on_meta(model) else partial(_followed, share=share)
+    on_meta = _on_meta(model)
     errors = []
     for batch in batches:
-        twin = replica(model, convert)
+        twin = replica(model, partial(_followed, share=share, on_meta=on_meta))
+        own = (
+            map_tensors(lambda tensor: tensor.detach().to("meta"), batch) if on_meta else clone(detach(batch))
+        )
         try:
-            own = map_tensors(_empty, batch) if _on_meta(model) else clone(detach(batch))
             return batch, record(twin, own)
         except Exception as error:  # whatever a model's forward raises
             errors.append(error)
@@ -241,20 +173,15 @@ def _recorded(model: nn.Module, example: Any, share: bool) -> tuple[Batch, Recor
     ) from errors[0]
 
 
-def _followed(tensor: Tensor, share: bool) -> Tensor:
+def _followed(tensor: Tensor, share: bool, on_meta: bool) -> Tensor:
     """A tensor for a copy of a model that is recorded: autograd follows every parameter."""
-    if not isinstance(tensor, nn.Parameter):
-        return tensor.detach().clone()
-    copied = tensor.detach() if share else tensor.detach().clone()
-    return nn.Parameter(copied, requires_grad=tensor.is_floating_point())
-
-
-def _empty(tensor: Tensor) -> Tensor:
-    """The same on meta."""
-    empty = tensor.detach().to("meta")
-    if not isinstance(tensor, nn.Parameter):
-        return empty
-    return nn.Parameter(empty, requires_grad=tensor.is_floating_point())
+    is_parameter = isinstance(tensor, nn.Parameter)
+    copied = tensor.detach()
+    if on_meta:
+        copied = copied.to("meta")
+    elif not (is_parameter and share):
+        copied = copied.clone()
+    return nn.Parameter(copied, requires_grad=tensor.is_floating_point()) if is_parameter else copied
 
 
 def _images(model: nn.Module) -> Iterator[Tensor]:
@@ -281,9 +208,13 @@ def _single(items: Sequence[Any]) -> Any:
     return items[0] if len(items) == 1 else tuple(items)
 
 
-def _shape(recording: Recording, cut: Cut) -> Any:
-    """The shapes of a feature: of each tensor, of each module."""
-    of_modules = []
-    for name in cut:
-        of_modules.append(_single([leaf.shape for leaf in features_of(returned(recording, name))]))
-    return _single(of_modules)
+def _each(record: Record, cuts: Sequence[Cut], say: Callable[[Output], Any]) -> tuple[Any, ...]:
+    """Something about what each stage returns: of each tensor of each module of a boundary."""
+    said = []
+    for cut in cuts:
+        of_modules = []
+        for name in cut:
+            outputs = [leaf for leaf in record.runs[name][0].outputs if isinstance(leaf, Output)]
+            of_modules.append(_single([say(output) for output in outputs if is_feature(output, record)]))
+        said.append(_single(of_modules))
+    return (*said, _single([say(output) for output in record.logits]))

@@ -15,6 +15,8 @@ class Graph(NamedTuple):
     """The graph of one forward pass. Nodes are numbers, so that it keeps no tensor of the pass alive."""
 
     reads: list[list[int]]  # what each node reads
+    operations: list[str]  # what each node computes
+    permuted: dict[int, tuple[int, ...]]  # which axes a node exchanges, or in which order it puts all
     results: frozenset[int]  # of the logits
     entries: frozenset[int]  # where the input enters
     depends: frozenset[int]  # what depends on the input
@@ -52,6 +54,8 @@ def draw(
     depends = reach(readers, inputs)
     graph = Graph(
         reads=reads,
+        operations=[node.name() for node in numbers],
+        permuted={number: dims for node, number in numbers.items() if (dims := _dims(node))},
         results=top,
         entries=frozenset(node for node in inputs if depends.isdisjoint(reads[node])),
         depends=frozenset(depends),
@@ -59,6 +63,16 @@ def draw(
         parameters={numbers[node]: name for name, node in leaves.items()},
     )
     return graph, numbers
+
+
+def _dims(node: Node) -> tuple[int, ...]:
+    """The axes of a permutation, as autograd keeps them: negative ones wrapped around 64 bits."""
+    dims: tuple[int, ...] = ()
+    if node.name().startswith("PermuteBackward"):
+        dims = node._saved_dims  # type: ignore[attr-defined]
+    elif node.name().startswith("TransposeBackward"):
+        dims = (node._saved_dim0, node._saved_dim1)  # type: ignore[attr-defined]
+    return tuple(dim if dim < 2**63 else dim - 2**64 for dim in dims)
 
 
 def reach(edges: Sequence[Iterable[int]], roots: Iterable[int], stop: Iterable[int] = ()) -> set[int]:

@@ -23,6 +23,9 @@ class Network(NamedTuple):
         cuts: Every module at which the model can be cut alone, in the order of the forward pass.
         proof: What is proved of the stages: `"exact"`, to the last bit in train and in eval; or what is
             not. Empty of stages by hand.
+        layouts: What is known of the axes of each shape, by einops' letters: `"b c h w"`, `"b t c"`; else
+            `None`. Empty of stages by hand.
+        grids: Rows and columns of tokens that were a map, behind any class tokens; else `None`.
     """
 
     stages: Column
@@ -32,6 +35,8 @@ class Network(NamedTuple):
     shapes: tuple[Any, ...]
     cuts: tuple[str, ...]
     proof: str
+    layouts: tuple[Any, ...] = ()
+    grids: tuple[Any, ...] = ()
 
     def __repr__(self) -> str:
         """The stages as a table, and the cuts, which stages by hand do not have."""

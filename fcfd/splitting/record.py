@@ -1,7 +1,6 @@
 """One forward pass of a model, recorded: which modules ran, what they returned, and what depends on what.
 
-It runs a replica of the model, whose parameters are slightly other than the model's. Autograd's graph of the
-pass tells
+It runs a replica of the model. Autograd's graph of the pass tells
 
 * which outputs are cuts: those without which no path leads from the logits to the input;
 * what may be left out before a cut: what depends on the input and is not read behind the cut. A mask, a
@@ -50,7 +49,7 @@ class Call(NamedTuple):
     start: int  # on a clock that ticks when a module begins and when one ends
     end: int
     form: TreeSpec  # of what it returned
-    outputs: tuple[Any, ...]  # its leaves: an `Output` for each tensor
+    outputs: tuple[Any, ...]  # its leaves: an `Output` for each tensor, or a `_Seen` while the pass runs
 
 
 class Record(NamedTuple):
@@ -60,7 +59,7 @@ class Record(NamedTuple):
     runs: dict[str, tuple[Call, ...]]  # the same by module
     inputs: Call  # the arguments, as if a module had returned them
     examples: int
-    logits: tuple[tuple[int, ...], ...]  # the shapes of what the model returned
+    logits: tuple[Output, ...]  # the tensors of what the last stage returns
     graph: Graph
     written: tuple[tuple[str, int], ...]  # buffers that were written, and until when
     rewritten: frozenset[str]  # modules whose forward writes plain attributes, such as caches
@@ -179,36 +178,33 @@ def _record(model: nn.Module, batch: Batch) -> Record:
     first, *others = (*args, *kwargs.values())
     first = map_tensors(_follow, first)
     args, kwargs = ((first, *others), {}) if args else ((), dict(zip(kwargs, (first, *others), strict=True)))
-    inputs = _Ended("", -1, -1, *_seen((args, kwargs), ()))
+    inputs = _noted("", (args, kwargs))
     lookups = _Lookups(tensors(first))
     before = {name: plain(module) for name, module in model.named_modules()}
-    ended: list[_Ended] = []
-    written: list[tuple[str, int]] = []
-    inside: list[str] = []
-    with torch.enable_grad(), lookups, _listening(model, ended, written, inside):
+    notes = _Notes([], [], [])
+    with torch.enable_grad(), lookups, _listening(model, notes):
         output = logits(model(*args, **kwargs))
-    raw = [leaf.node for call in ended for leaf in call.outputs if isinstance(leaf, _Seen)]
+    results = _noted("", tensors(output))
     graph, numbers = draw(
-        results=[tensor.grad_fn for tensor in tensors(output) if tensor.grad_fn is not None],
+        results=_raw_nodes([results]),
         entries=lookups.entries,
-        others=[node for node in raw if node is not None],
+        others=_raw_nodes(notes.calls),
         named=dict(model.named_parameters()),
     )
-    ended.sort(key=lambda call: call.start)
-    calls = tuple(_call(call, numbers) for call in ended)
+    calls = [_settled(call, numbers) for call in sorted(notes.calls, key=lambda call: call.start)]
     runs: dict[str, tuple[Call, ...]] = {}
     for call in calls:
         runs[call.name] = (*runs.get(call.name, ()), call)
     return Record(
-        calls=calls,
+        calls=tuple(calls),
         runs=runs,
-        inputs=_call(inputs, numbers),
+        inputs=_settled(inputs, numbers),
         examples=_examples(first) or 1,
-        logits=tuple(tuple(tensor.shape) for tensor in tensors(output)),
+        logits=_settled(results, numbers).outputs,
         graph=graph,
-        written=tuple(written),
+        written=tuple(notes.written),
         rewritten=_rewritten(model, before),
-        recomputes=bool(inside) or any("CheckpointFunction" in node.name() for node in numbers),
+        recomputes=bool(notes.inside) or any("CheckpointFunction" in kind for kind in graph.operations),
     )
 
 
@@ -249,45 +245,46 @@ class _Seen:
     given: int | None
 
 
-class _Ended(NamedTuple):
-    """A call before the pass is over: a `Call` with a `_Seen` for each tensor."""
-
-    name: str
-    start: int
-    end: int
-    form: TreeSpec
-    outputs: tuple[Any, ...]
-
-
-def _seen(output: Any, given: Any) -> tuple[TreeSpec, tuple[Any, ...]]:
-    """The form and the leaves of what a module returned, which was given some arguments."""
+def _noted(name: str, output: Any, given: Any = (), start: int = -1, end: int = -1) -> Call:
+    """A call when it ends: what a module returned, which was given some arguments."""
     at = {id(leaf): place for place, leaf in enumerate(leaves(given)) if isinstance(leaf, Tensor)}
     found, form = flatten(output)
-    outputs = tuple(
-        _Seen(leaf, leaf._version, leaf.grad_fn, at.get(id(leaf))) if isinstance(leaf, Tensor) else leaf
-        for leaf in found
-    )
-    return form, outputs
-
-
-def _call(ended: _Ended, numbers: Mapping[Node, int]) -> Call:
-    """The call without its tensors; by now it is known which of them a later operation moved."""
     outputs = []
-    for leaf in ended.outputs:
+    for leaf in found:
+        if isinstance(leaf, Tensor):
+            leaf = _Seen(leaf, leaf._version, leaf.grad_fn, at.get(id(leaf)))
+        outputs.append(leaf)
+    return Call(name, start, end, form, tuple(outputs))
+
+
+def _raw_nodes(calls: Iterable[Call]) -> list[Node]:
+    seen = [leaf for call in calls for leaf in call.outputs if isinstance(leaf, _Seen)]
+    return [leaf.node for leaf in seen if leaf.node is not None]
+
+
+def _settled(call: Call, numbers: Mapping[Node, int]) -> Call:
+    """A call when the pass is over: without its tensors, and it is known which of them moved later."""
+    outputs = []
+    for leaf in call.outputs:
         if isinstance(leaf, _Seen):
             tensor, moved = leaf.tensor, leaf.tensor._version != leaf.version
             node = None if leaf.node is None else numbers.get(leaf.node)
             leaf = Output(tuple(tensor.shape), tensor.dtype, node, moved, leaf.given)
         outputs.append(leaf)
-    return Call(ended.name, ended.start, ended.end, ended.form, tuple(outputs))
+    return call._replace(outputs=tuple(outputs))
+
+
+class _Notes(NamedTuple):
+    """What hooks write down during a pass."""
+
+    calls: list[Call]  # in the order in which they ended
+    written: list[tuple[str, int]]
+    inside: list[str]  # modules that ran inside of a checkpoint
 
 
 @contextmanager
-def _listening(
-    model: nn.Module, ended: list[_Ended], written: list[tuple[str, int]], inside: list[str]
-) -> Iterator[None]:
-    """Hooks on every module of a replica, which note each call when it ends, and the buffers written by then;
-    and which modules run inside of a checkpoint.
+def _listening(model: nn.Module, notes: _Notes) -> Iterator[None]:
+    """Hooks on every module of a replica.
 
     Where one buffer of a module moved, all of them count as written: batch norm's kernels do not always mark
     running statistics. A buffer that another module than its own writes is noted when its own module ends the
@@ -301,7 +298,7 @@ def _listening(
         now = _buffers(module)
         if any(state[module].get(key) != seen for key, seen in now.items()):
             places_of = [f"{name}.{key}" if name else key for key in now]
-            written.extend((names.get(place, place), end) for place in places_of)
+            notes.written.extend((names.get(place, place), end) for place in places_of)
             state[module] = now
 
     def enter(module: nn.Module, _: Any) -> None:
@@ -309,11 +306,11 @@ def _listening(
         # Private, and the one trace that a checkpoint leaves: hooks on what autograd saves.
         hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
         if hooks is not None and hooks[0].__module__ == checkpoint.__module__:
-            inside.append(type(module).__name__)
+            notes.inside.append(type(module).__name__)
 
     def leave(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         start, end = began.pop(), next(clock)
-        ended.append(_Ended(name, start, end, *_seen(output, (args, kwargs))))
+        notes.calls.append(_noted(name, output, (args, kwargs), start, end))
         look(name, module, end)
 
     with ExitStack() as stack:

@@ -572,6 +572,31 @@ class Hidden(nn.Module):
         return self.b(x) * float(self.a.weight.detach().sum())
 
 
+class Translating(nn.Module):
+    """Every block of a decoder reads what the encoder returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.encoder = nn.Embedding(11, 8), nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+        self.decoder = nn.ModuleList(Reading() for _ in range(3))
+        self.head = nn.Linear(8, 11)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        source, x = self.encoder(self.embed(ids)), self.embed(mask)
+        for block in self.decoder:
+            x = block(x, source)
+        return self.head(x)
+
+
+class Reading(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.other = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, source: Tensor) -> Tensor:
+        return x + torch.tanh(self.own(x) + self.other(source).mean(1, keepdim=True))
+
+
 REFUSED: dict[str, tuple[Any, Any, Any, str]] = {
     "no such name": (Tower, ["steem"], IMAGES, r"Tower has no module 'steem'\. Near: 'stem'"),
     "around": (
@@ -594,7 +619,13 @@ REFUSED: dict[str, tuple[Any, Any, Any, str]] = {
         TEXT,
         r"'distance' is not a cut: nothing that it returns depends on the inp",
     ),
-    "company": (Pyramid, ["body.high"], IMAGES, r"'body.high' needs company: \('body.high', 'body.low'\)"),
+    "company": (Pyramid, ["body.high"], IMAGES, r"'body.high' needs company: \('body.low', 'body.high'\)"),
+    "a decoder": (
+        Translating,
+        ["decoder.1"],
+        TEXT,
+        r"'decoder.1' needs company: \('encoder', 'decoder.1'\)",
+    ),
     "too many": (
         Tower,
         9,
