@@ -38,7 +38,8 @@ class Kept(NamedTuple):
     """The plain attributes that every call finds in a module of a copy."""
 
     copied: nn.Module
-    attributes: dict[str, Any]
+    names: frozenset[str]  # of all attributes
+    attributes: dict[str, Any]  # those that not every module has
 
 
 class Places(NamedTuple):
@@ -123,16 +124,27 @@ def plain(module: nn.Module) -> dict[str, Any]:
 
 def differ(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     """Whether attributes hold another object, or a container of other items, than before."""
-    if before.keys() != after.keys():
+    return before.keys() != after.keys() or any(_changed(before[key], after[key]) for key in before)
+
+
+def _changed(before: Any, after: Any) -> bool:
+    if not isinstance(before, _CONTAINERS):
+        return before is not after
+    if type(before) is not type(after) or len(before) != len(after):
         return True
-    return any(_items(before[key]) != _items(after[key]) for key in before)
+    return len(before) > 0 and _items(before) != _items(after)
 
 
-def _items(value: Any) -> list[int]:
-    """What tells whether an attribute changed: which object it is, or which items a container has."""
-    if isinstance(value, dict):
-        return [id(item) for pair in value.items() for item in pair]
-    return [id(item) for item in value] if isinstance(value, list | set) else [id(value)]
+def _items(container: Any) -> list[int]:
+    """Which objects a container holds."""
+    if isinstance(container, dict):
+        return [id(item) for pair in container.items() for item in pair]
+    return [id(item) for item in container]
+
+
+def keep(copied: nn.Module) -> Kept:
+    """What a module of a copy has now."""
+    return Kept(copied, frozenset(vars(copied)), plain(copied))
 
 
 def skeleton(model: nn.Module) -> nn.Module:
@@ -222,12 +234,15 @@ def follow(modes: Iterable[Pair], other: nn.Module) -> tuple[Pair, ...]:
 
 def restore(kept: Iterable[Kept]) -> None:
     """Put attributes back that a forward wrote, so that nothing stays alive and no call sees another's."""
-    for copied, attributes in kept:
-        for key in tuple(vars(copied)):
-            if key not in attributes and key not in _OF_EVERY_MODULE:
-                delattr(copied, key)
+    traced = torch.compiler.is_compiling()
+    for copied, names, attributes in kept:
+        own = vars(copied)
+        if traced or own.keys() != names:
+            for key in tuple(own):
+                if key not in names:
+                    delattr(copied, key)
         for key, value in attributes.items():
-            if torch.compiler.is_compiling() or _items(value) != _items(vars(copied).get(key)):
+            if traced or _changed(value, own.get(key)):
                 setattr(copied, key, copy.copy(value) if isinstance(value, _CONTAINERS) else value)
 
 

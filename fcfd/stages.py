@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ._copies import Copy, Kept, Places, adopt, call, pairs, places, plain, skeleton
+from ._copies import Copy, Places, adopt, call, keep, pairs, places, skeleton
 from ._refusals import check
 from ._tree import clone, shape
 
@@ -71,7 +71,7 @@ def whole(module: nn.Module, names: Places, *, protect: bool = True) -> Stage:
     own = Copy(
         module=copied,
         modes=modes,
-        kept=tuple(Kept(part, plain(part)) for part in copied.modules()),
+        kept=tuple(map(keep, copied.modules())),
         places=names,
         recorded=False,
     )

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from .._copies import Copy, Kept, Places, adopt, lend, pairs, places, plain, skeleton
+from .._copies import Copy, Places, adopt, keep, lend, pairs, places, skeleton
 from .._tree import unflatten
 from .graph import behind, reach
-from .inject import Cut, Given, Leaf, Piece, Port, Writes, awake, keep, replace, stop
+from .inject import Cut, Given, Leaf, Piece, Port, Writes, awake, replace, stop, wait
 from .record import Call, Output, Record, Recording, both, nodes
 
 _CONSTANTS = (type(None), bool, int, float, str)
@@ -53,9 +53,9 @@ def make(model: nn.Module, recording: Recording, begin: Cut, end: Cut, context: 
     stops = tuple((port, modules[port.name]) for port in ends)
     for port, module in stops:
         last = port.name == _last(recording, end)
-        module.register_forward_hook(partial(stop, stops) if last else partial(keep, port))
+        module.register_forward_hook(partial(stop, stops) if last else partial(wait, port))
     several = end if len(end) > 1 else ()  # whose outputs wait for each other
-    kept = tuple(Kept(modules[name], plain(modules[name])) for name in sorted({*rewritten, *several}))
+    kept = tuple(keep(modules[name]) for name in sorted({*rewritten, *several}))
     modes = tuple(every[name] for name in sorted(roles.run))
     adopt(modes)  # here, so that a compiled stage does not find other flags in its second call
     return Piece(

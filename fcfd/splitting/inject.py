@@ -222,7 +222,7 @@ def replace(copied: nn.Module, port: Port) -> None:
         copied._buffers[leaf.slot] = None
 
 
-def keep(port: Port, copied: nn.Module, _: Any, output: Any) -> None:
+def wait(port: Port, copied: nn.Module, _: Any, output: Any) -> None:
     """A hook on a module of a boundary of several: its output waits for the last one's."""
     copied._output = clone(_value(port, output))
 
