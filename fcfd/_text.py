@@ -23,7 +23,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """
     if len(rows) > _ROWS:
         half = _ROWS // 2
-        rows = [*rows[:half], (f"… {len(rows) - 2 * half} more",), *rows[-half:]]
+        rows = [*rows[:half], ("…", f"{len(rows) - 2 * half} more"), *rows[-half:]]
     lines = [[short(cell) for cell in row] for row in (header, *rows)]
     widths = [0] * len(header)
     for line in lines:

@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ._copies import Copy, Places, adopt, call, keep, pairs, places, skeleton
-from ._refusals import check
 from ._tree import clone, shape
+from .copying.copies import Copy, Places, adopt, call, keep, pairs, places, skeleton
+from .copying.refusals import check
 
 Params: TypeAlias = Mapping[str, Tensor]
 Buffers: TypeAlias = Mapping[str, Tensor]

@@ -339,7 +339,7 @@ def test_records_show_a_short_table():
     assert "'s>t'" in repr(nets.columns)
     many = fcfd.Aux({f"term {at}": torch.ones(()) for at in range(900)}, {}, {})
     assert len(repr(many)) < 3000
-    assert "… 888 more" in repr(many)
+    assert "888 more" in repr(many)
 
 
 def _batch_values():

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from .._copies import Copy, Places, adopt, keep, lend, pairs, places, skeleton
 from .._tree import unflatten
+from ..copying.copies import Copy, Places, adopt, keep, lend, pairs, places, skeleton
 from .graph import behind, reach
 from .inject import Cut, Given, Leaf, Piece, Port, Writes, awake, replace, stop, wait
 from .record import Call, Output, Record, Recording, both, nodes

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._copies import replica
-from .._refusals import check
 from .._tree import clone, detach, map_tensors
+from ..copying.copies import replica
+from ..copying.refusals import check
 from .assemble import is_feature, make
 from .boundaries import BY_HAND, automatic, cuts_of, head, named
 from .inject import Cut, Piece, run

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .._copies import Copy, Pair, call, wake
 from .._tree import clone, leaves, map_leaves
+from ..copying.copies import Copy, Pair, call, wake
 from ..stages import Buffers, Params, select
 from .record import arguments, logits
 

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .._copies import places
-from .._refusals import check, said
 from .._tree import clone
+from ..copying.copies import places
+from ..copying.refusals import check, said
 from ..stages import Buffers, Params, Stage, whole
 from .network import Network
 

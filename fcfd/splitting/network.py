@@ -1,14 +1,13 @@
 """The record of a model in stages, and how it is printed."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
+from .._text import listing, table
 from ..stages import Column
 
 Boundary: TypeAlias = str | tuple[str, ...]
-_ROWS, _WIDTH, _CUTS = 24, 48, 24  # stages, characters a cell, and cuts that are printed
 
 
 class Network(NamedTuple):
@@ -40,25 +39,11 @@ class Network(NamedTuple):
 
     def __repr__(self) -> str:
         """The stages as a table, and the cuts, which stages by hand do not have."""
-        rows = [("stage", "ends at", "returns")]
-        for at, (name, shape) in enumerate(zip(self.names, self.shapes, strict=False)):
-            rows.append((str(at), _short(str(name)), _short(str(shape or ""))))
-        shown = rows if len(rows) <= _ROWS else [*rows[: _ROWS // 2], *rows[-_ROWS // 2 :]]
-        width = max(len(name) for _, name, _ in shown)
-        lines = [f"{at:<5}  {name:<{width}}  {shape}".rstrip() for at, name, shape in shown]
-        if shown is not rows:
-            lines.insert(_ROWS // 2, f"…      and {len(rows) - len(shown)} more")
+        ends = zip(self.names, self.shapes, strict=True)
+        rows = [(str(at), str(name), str(shape or "")) for at, (name, shape) in enumerate(ends)]
+        lines = [table(("stage", "ends at", "returns"), rows)]
         if self.cuts:
-            lines.append(f"cuts: {_list(self.cuts)}")
+            lines.append(f"cuts: {listing(self.cuts, most=24)}")
         if self.proof not in ("exact", ""):
             lines.append(f"proof: {self.proof}")
         return "\n".join(lines)
-
-
-def _short(cell: str) -> str:
-    return cell if len(cell) <= _WIDTH else f"{cell[: _WIDTH - 1]}…"
-
-
-def _list(names: Sequence[str]) -> str:
-    shown = ", ".join(map(_short, names[:_CUTS]))
-    return shown if len(names) <= _CUTS else f"{shown}, … and {len(names) - _CUTS} more"

@@ -23,8 +23,8 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from .._copies import differ, places, plain
 from .._tree import TreeSpec, flatten, leaves, map_tensors, tensors
+from ..copying.copies import differ, places, plain
 from .graph import Graph, draw
 
 Batch: TypeAlias = Any

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .._copies import follow, places, skeleton
 from .._tree import clone, leaves
+from ..copying.copies import follow, places, skeleton
 from ..stages import Buffers, Params
 from .boundaries import BY_HAND
 from .inject import Piece, run

@@ -400,7 +400,7 @@ def test_wrong_arguments_are_named(case):
 
 
 class Masked(Body):
-    def forward(self, mask: Tensor, x: Tensor) -> Tensor:
+    def forward(self, mask: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x) * mask[:, None]
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ._tree import TreeSpec, tensors as tensors_of
+from .._tree import TreeSpec, tensors as tensors_of
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_forward_hooks"}  # some models install hooks in forward
 _CONTAINERS = (dict, list, set)
