@@ -14,7 +14,8 @@ PACKAGE = Path(fcfd.__file__).parent
 
 LAYERS = (
     ("_tree", "_layout", "paths", "schedules"),
-    ("_copies", "_refusals"),
+    ("_copies",),
+    ("_refusals",),
     ("families._checks", "families._numerics"),
     (
         "families.logits",
