@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ._text import check_mapping, check_type
 from ._tree import clone, shape
 from .copying.copies import Copy, Places, adopt, call, keep, pairs, places, skeleton
 from .copying.refusals import check
@@ -52,6 +53,7 @@ def stage(module: nn.Module, prefix: str = "", *, protect: bool = True) -> Stage
         (tensor([[3., 3.]]), {})
     """
     check("stage", module)
+    check_type("stage", "prefix", prefix, str, "what stands before the names in the dict, as 'layer1.'")
     own = places(module)
     return whole(
         module,
@@ -91,6 +93,7 @@ def _run(own: Copy, protect: bool, params: Params, buffers: Buffers, x: Any) -> 
 def select(kind: str, tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
     """The entries that a stage reads; a missing one is an error that names it."""
     names = tuple(names)
+    check_mapping("stage", kind, tensors, f"the network's whole dict of {kind}")
     missing = [name for name in names if name not in tensors]
     if missing:
         raise ValueError(
@@ -109,6 +112,9 @@ def frozen(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         >>> frozen(dict(layer.named_parameters()))["bias"].requires_grad, layer.bias.requires_grad
         (False, True)
     """
+    check_mapping("frozen", "tensors", tensors, "a dict of tensors: dict(model.named_parameters())")
+    for name, tensor in tensors.items():
+        check_type("frozen", f"tensors[{name!r}]", tensor, Tensor, "a tensor")
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
@@ -121,7 +127,8 @@ def write_buffers_(module: nn.Module, buffers: Buffers) -> None:
         buffers: What a walk returned for it. Names are those of `named_buffers()`; a subset is enough.
 
     Raises:
-        ValueError: A name or a shape is not the module's; then nothing was written.
+        TypeError: A value is no tensor, or of a type that the buffer cannot hold.
+        ValueError: A name or a shape is not the module's. Nothing is written then.
 
     Example:
         >>> norm = torch.nn.BatchNorm1d(2)
@@ -129,10 +136,17 @@ def write_buffers_(module: nn.Module, buffers: Buffers) -> None:
         >>> norm.running_mean
         tensor([1., 1.])
     """
+    check_type("write_buffers_", "module", module, nn.Module, "the module that has the buffers")
+    check_mapping("write_buffers_", "buffers", buffers, "what a walk returned for it: aux.buffers['s']")
     own = dict(module.named_buffers(remove_duplicate=False))
     for name, value in buffers.items():
         if name not in own:
             raise ValueError(f"write_buffers_: {type(module).__name__} has no buffer {name!r}.")
+        check_type("write_buffers_", f"buffers[{name!r}]", value, Tensor, "a tensor")
+        if not torch.can_cast(value.dtype, own[name].dtype):
+            raise TypeError(
+                f"write_buffers_: buffer {name!r} is of {own[name].dtype}, which cannot hold {value.dtype}."
+            )
         if own[name].shape != value.shape:
             raise ValueError(
                 f"write_buffers_: buffer {name!r} is {shape(own[name])}, the new value {shape(value)}."

@@ -676,6 +676,14 @@ fcfd.bridges.MaskedMix(None)
     TypeError: MaskedMix: bridge is of type NoneType; give a module that leads to the target's feature.
 fcfd.bridges.MatchStatistics()(z)
     TypeError: MatchStatistics: its input is of type Tensor; give the pair (feature, seen).
+fcfd.frozen(None)
+    TypeError: frozen: tensors is of type NoneType; give a dict of tensors:
+fcfd.frozen([z])
+    TypeError: frozen: tensors is of type list; give a dict of tensors: dict(model.named_parameters()).
+fcfd.frozen({"a": None})
+    TypeError: frozen: tensors['a'] is of type NoneType; give a tensor.
+fcfd.frozen(teacher)
+    TypeError: frozen: tensors is of type ModuleList; give a dict of tensors:
 fcfd.stage(None)
     TypeError: stage: a NoneType is no torch.nn.Module. Build the model, and pass that.
 fcfd.stage(torch.relu)
@@ -683,19 +691,95 @@ fcfd.stage(torch.relu)
 fcfd.stage(nn.Linear)
     TypeError: stage: the class Linear is no torch.nn.Module. Build the model, and pass that.
 fcfd.stage(linear, prefix=None)
-    TypeError: unsupported operand type(s) for +: 'NoneType' and 'str'
+    TypeError: stage: prefix is of type NoneType; give what stands before the names in the dict, as
 fcfd.stage(linear)({}, {}, z)
     ValueError: stage: params lacks 'weight' and 1 more. Pass the network's whole dict of params; it
 fcfd.stage(linear)(None, {}, z)
-    TypeError: argument of type 'NoneType' is not iterable
-fcfd.stage(nn.LazyLinear(2))
-    ValueError: stage: LazyLinear is lazy and has no shapes yet. Run it once on a batch first.
+    TypeError: stage: params is of type NoneType; give the network's whole dict of params.
 fcfd.write_buffers_(teacher, {"nothing": z})
     ValueError: write_buffers_: ModuleList has no buffer 'nothing'.
+fcfd.write_buffers_(teacher, None)
+    TypeError: write_buffers_: buffers is of type NoneType; give what a walk returned for it:
+fcfd.write_buffers_(None, {})
+    TypeError: write_buffers_: module is of type NoneType; give the module that has the buffers.
 fcfd.write_buffers_(norm, {"running_mean": torch.ones(3)})
     ValueError: write_buffers_: buffer 'running_mean' is [2], the new value [3].
+fcfd.write_buffers_(norm, {"running_mean": None})
+    TypeError: write_buffers_: buffers['running_mean'] is of type NoneType; give a tensor.
+fcfd.write_buffers_(norm, {"running_mean": torch.ones(2, dtype=torch.complex64)})
+    TypeError: write_buffers_: buffer 'running_mean' is of torch.float32, which cannot hold
 fcfd.write_buffers_(norm, {"running_mean": torch.ones(2), "running_var": torch.ones(3)})
     ValueError: write_buffers_: buffer 'running_var' is [2], the new value [3].
+fcfd.stage("resnet18")
+    TypeError: stage: a str is no torch.nn.Module. Build the model, and pass that.
+fcfd.stage(lazy)
+    ValueError: stage: LazyLinear is lazy and has no shapes yet. Run it once on a batch first.
+fcfd.frozen({"a": 3})
+    TypeError: frozen: tensors['a'] is of type int; give a tensor.
+fcfd.frozen(3)
+    TypeError: frozen: tensors is of type int; give a dict of tensors: dict(model.named_parameters()).
+fcfd.write_buffers_(norm, {"num_batches_tracked": torch.tensor(0.5)})
+    TypeError: write_buffers_: buffer 'num_batches_tracked' is of torch.int64, which cannot hold
+fcfd.write_buffers_(norm, [torch.ones(2)])
+    TypeError: write_buffers_: buffers is of type list; give what a walk returned for it:
+fcfd.write_buffers_("norm", {})
+    TypeError: write_buffers_: module is of type str; give the module that has the buffers.
+fcfd.split("resnet18")
+    TypeError: split: 'resnet18' is no model. Pass a module, or a list of modules and functions.
+fcfd.split(None)
+    TypeError: split: a NoneType is no model. Pass a module, or a list of modules and functions.
+fcfd.split(3)
+    TypeError: split: a int is no model. Pass a module, or a list of modules and functions.
+fcfd.split([])
+    ValueError: split: an empty list has no stages. Pass a model, or a list of modules.
+fcfd.split([None])
+    TypeError: split: entry 0 of the list is None, and not a module or a function.
+fcfd.split([linear, None])
+    TypeError: split: entry 1 of the list is None, and not a module or a function.
+fcfd.split([linear, "head"])
+    TypeError: split: entry 1 of the list is 'head', and not a module or a function.
+fcfd.split([nn.Linear])
+    TypeError: split: entry 0 of the list is <class 'torch.nn.modules.linear.Linear'>, and not a
+fcfd.split(nn.Linear)
+    TypeError: split: the class Linear is no model. Pass a module, or a list of modules and functions.
+fcfd.split(linear.state_dict())
+    TypeError: split: a OrderedDict is no model. Pass a module, or a list of modules and functions.
+fcfd.split({"a": linear})
+    TypeError: split: a dict is no model. Pass a module, or a list of modules and functions.
+fcfd.split([linear, linear], at=["0"])
+    ValueError: split: a list of modules is a model in stages; it takes no names and no example.
+fcfd.split([linear, linear], example=z)
+    ValueError: split: a list of modules is a model in stages; it takes no names and no example.
+fcfd.split([lazy])
+    ValueError: split: LazyLinear is lazy and has no shapes yet. Run it once on a batch first.
+fcfd.split(lazy, example=z)
+    ValueError: split: LazyLinear is lazy and has no shapes yet. Run it once on a batch first.
+fcfd.split(model, at=["0", "0"], example=x)
+    ValueError: split: the boundary '0' is given twice.
+fcfd.split(model, at=["nothing"], example=x)
+    ValueError: split: Sequential has no module 'nothing'. Near: '0', '1'.
+fcfd.split(model, at="0", example=x)
+    TypeError: split: at='0'; pass a number of stages, or a list of names: at=['0'].
+fcfd.split(model, at=0, example=x)
+    ValueError: split: at=0 stages; a model has at least one.
+fcfd.split(model, at=-1, example=x)
+    ValueError: split: at=-1 stages; a model has at least one.
+fcfd.split(model, at=2.5, example=x)
+    TypeError: split: at=2.5; pass a number of stages, or a list of names: at=[2.5].
+fcfd.split(model, at=[None], example=x)
+    TypeError: split: a boundary is of type NoneType; give a name, or a tuple of names.
+fcfd.split(model, at=[()], example=x)
+    ValueError: split: a boundary is an empty tuple; name the modules where a stage ends.
+fcfd.split(model, at=20, example=x)
+    ValueError: split: Sequential has 0 resolutions and 0 blocks, which do not tell 19 boundaries. Pass
+fcfd.split(model, at=["0"], example="x")
+    ValueError: split: Sequential does not run on the example (TypeError: linear(): argument 'input'
+fcfd.split(model, at=["0"], example=x[:, :2])
+    ValueError: split: Sequential does not run on the example (RuntimeError: mat1 and mat2 shapes
+fcfd.split(model, at=["0"], example=x.numpy())
+    ValueError: split: Sequential does not run on the example (TypeError: linear(): argument 'input'
+fcfd.split(torch.nn.DataParallel(model), at=["0"], example=x)
+    ValueError: split: DataParallel wraps a model. Split model.module and distribute the training step.
 """
 
 
@@ -729,6 +813,9 @@ def world() -> dict[str, Any]:
         "padded": torch.tensor([0, 1, 2, -100]),
         "beyond": torch.tensor([0, 1, 2, 30]),
         "shorter": nets.stages | {"t": nets.stages["t"][:3]},
+        "lazy": nn.LazyLinear(2),
+        "model": nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)),
+        "x": torch.randn(2, 6),
         "linear": nn.Linear(2, 2),
         "norm": nn.BatchNorm1d(2),
         "other_width": nn.Conv2d(6, 7, 1).double(),
@@ -743,7 +830,7 @@ def test_there_are_many() -> None:
 
 @pytest.mark.parametrize(("call", "raised"), _rows(), ids=[call for call, _ in _rows()])
 def test_it_is_refused_and_nothing_changes(call: str, raised: str, world: dict[str, Any]) -> None:
-    things = [world[name] for name in ("teacher", "student", "linear", "norm")]
+    things = [world[name] for name in ("teacher", "student", "linear", "norm", "model")]
     things += [world[name] for name in ("images", "labels", "z", "values")]
     things += [world["nets"].params, world["nets"].buffers, world["nets"].bridges]
     before = snapshot(*things)

@@ -17,7 +17,8 @@ PACKAGE = Path(fcfd.__file__).parent
 LAYERS = (
     ("_text",),
     ("_tree", "layouts", "paths", "schedules"),
-    ("copying.copies", "copying.refusals"),
+    ("copying.copies",),
+    ("copying.refusals",),
     ("families._numerics",),
     ("families._checks",),
     (

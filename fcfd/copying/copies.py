@@ -21,6 +21,7 @@ from torch.func import functional_call
 from .._tree import TreeSpec, tensors as tensors_of
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_forward_hooks"}  # some models install hooks in forward
+_HOOKS = frozenset(key for key in vars(nn.Module()) if key.endswith("_hooks"))
 _CONTAINERS = (dict, list, set)
 _LOCKS: WeakKeyDictionary[nn.Module, AbstractContextManager[Any]] = WeakKeyDictionary()
 
@@ -69,12 +70,12 @@ def replica(model: nn.Module, convert: Callable[[Tensor], Tensor] = lambda tenso
         for tensor in tensors_of(list(vars(module).values())):
             if id(tensor) not in memo:
                 memo[id(tensor)] = convert(tensor)
-        for key, value in vars(module).items():
+        for value in vars(module).values():
             if isinstance(value, TreeSpec):  # constant; and torch warns where one is copied
                 memo[id(value)] = value
-            for hook in value.values() if key.endswith("_hooks") else ():
-                if not isinstance(getattr(hook, "__self__", None), nn.Module):
-                    memo[id(hook)] = hook
+        for hook in hooks(module):
+            if not isinstance(getattr(hook, "__self__", None), nn.Module):
+                memo[id(hook)] = hook
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:  # whatever an attribute says to being copied
@@ -82,6 +83,12 @@ def replica(model: nn.Module, convert: Callable[[Tensor], Tensor] = lambda tenso
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). Split it before its "
             "parameters are sharded, and without attributes that cannot be copied."
         ) from error
+
+
+def hooks(module: nn.Module) -> list[Any]:
+    """All hooks of a module, of every kind."""
+    registries = [held for key, held in vars(module).items() if key in _HOOKS]
+    return [hook for registry in registries for hook in registry.values()]
 
 
 def pairs(copied: nn.Module, model: nn.Module) -> dict[str, Pair]:

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from .copies import hooks
+
 
 def check(who: str, model: Any) -> None:
     """Refuse a module of which no copy would do the same.
@@ -33,14 +35,13 @@ def check(who: str, model: Any) -> None:
             )
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"{who}: {where} is scripted and has no forward to run. Pass what was scripted.")
-        for key, value in vars(module).items():
-            for held in value.values() if key.endswith("_hooks") else (value,):
-                if not own.isdisjoint(_around(held)):
-                    raise ValueError(
-                        f"{who}: {where} has the function {held.__qualname__!r} in {key!r}, which reads a "
-                        "module of the model from around it. A copy would still read the model's own weights "
-                        "there. Make it a method."
-                    )
+        for held in (*vars(module).values(), *hooks(module)):
+            if not own.isdisjoint(_around(held)):
+                raise ValueError(
+                    f"{who}: {where} has a hook or an attribute, the function {held.__qualname__!r}, which "
+                    "reads a module of the model from around it. A copy would still read the model's own "
+                    "weights there. Make it a method, or let it use its arguments."
+                )
 
 
 def said(thing: Any) -> str:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from .._text import check_type
 from ..layouts import places
 from .assemble import features, replaceable, returned
 from .graph import behind
@@ -140,8 +141,12 @@ def named(
     first = {module: name for name, module in model.named_modules()}
     ends: dict[Cut, int] = {}
     for boundary in at:
+        check_type("split", "a boundary", boundary, (str, tuple, list), "a name, or a tuple of names")
         names = (boundary,) if isinstance(boundary, str) else tuple(boundary)
+        if not names:
+            raise ValueError("split: a boundary is an empty tuple; name the modules where a stage ends.")
         for name in names:
+            check_type("split", "a name of a boundary", name, str, "the name of a module")
             if name not in modules or not name:
                 near = difflib.get_close_matches(name, modules, cutoff=0.4) or cuts
                 raise ValueError(

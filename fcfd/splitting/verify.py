@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._tree import clone, leaves
-from ..copying.copies import follow, places, skeleton
+from ..copying.copies import follow, hooks, places, skeleton
 from ..stages import Buffers, Params
 from .boundaries import BY_HAND
 from .inject import Piece, run
@@ -78,9 +78,7 @@ def state_of(model: nn.Module) -> list[Any]:
         found.append((id(module), module.training))
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             found.append(None if tensor is None else (id(tensor), tensor._version))
-        for key, held in vars(module).items():
-            if key.endswith("_hooks"):
-                found.append([id(hook) for hook in held.values()])
+        found.append([id(hook) for hook in hooks(module)])
     return found
 
 
