@@ -32,8 +32,12 @@ from .transforms import joined, laid_out
 from .walking import Columns, walk
 
 T = TypeVar("T")
-_BY_RANK = {2: "b c", 4: "b c h w", 5: "b c d h w"}
-_IN_DOUBT = {3: "'b t c' (tokens) or 'b c t' (channels first)", 4: "'b h w c' or 'b c h w'"}
+_PATTERNS = {  # by the number of axes; the usual one first
+    2: ["b c"],
+    3: ["b t c", "b c t"],
+    4: ["b c h w", "b h w c"],
+    5: ["b c d h w"],
+}
 
 
 class Linked(NamedTuple):
@@ -303,33 +307,42 @@ def _seen(network: Network, at: int, feature: Any) -> str | None:
 
 
 def _told(path: str, values: Mapping[str, Any]) -> str | None:
-    """The layout that axes alone tell. Features of several tensors have one each, so none together."""
+    """The layout that sizes alone tell, of a feature of one tensor; refused where two readings fit."""
     feature = values[path]
-    for tensor in tensors(feature):
-        two = _IN_DOUBT.get(tensor.ndim)
-        if two is None or (tensor.ndim == 4 and not channels_last(tuple(tensor.shape))):
-            continue
-        if tensor.ndim == 3 and (_is_text(values[""]) or _is_a_row_of_patches(tensor, values[""])):
-            return "b t c"
-        raise ValueError(
-            f"link: the feature {path!r}, {shape(tensor)}, may be {two}. State which: "
-            f"layouts={{{path!r}: ...}}, or {{{path[0]!r}: ...}} for all features of network {path[0]!r}."
-        )
-    return _BY_RANK.get(feature.ndim) if isinstance(feature, Tensor) else None
+    readings = [_readings(tensor, values[""]) for tensor in tensors(feature)]
+    for tensor, fitting in zip(tensors(feature), readings, strict=True):
+        if len(fitting) > 1:
+            raise ValueError(
+                f"link: the feature {path!r}, {shape(tensor)}, may be {' or '.join(map(repr, fitting))} "
+                "(batch, channels, and places in space or time). State which: "
+                f"layouts={{{path!r}: ...}}, or {{{path[0]!r}: ...}} for all features of network {path[0]!r}."
+            )
+    one = isinstance(feature, Tensor) and len(readings[0]) == 1
+    return readings[0][0] if one else None
 
 
-def _is_a_row_of_patches(tensor: Tensor, batch: Any) -> bool:
-    """Whether axis 1, and axis 2 not, has as many places as a grid of the image's ratio may have."""
+def _readings(tensor: Tensor, batch: Any) -> list[str]:
+    """The layouts that a feature may have. Made of an image, it keeps the ratio of its height and width."""
+    patterns = _PATTERNS.get(tensor.ndim, [])
+    if tensor.ndim == 3 and _is_text(batch):
+        return ["b t c"]
     ratio = _ratio(batch)
-    if ratio is None:
-        return False
-    fits = [False, False]
-    for at, count in enumerate(tensor.shape[1:]):
-        try:
-            fits[at] = grid(count, ratio=ratio) is not None
-        except ValueError:  # more than one such grid
-            fits[at] = True
-    return fits == [True, False]
+    fitting = [one for one in patterns if ratio is not None and _keeps(tensor, one, ratio)]
+    if len(fitting) == 1:
+        return fitting
+    usual = tensor.ndim == 4 and not channels_last(tuple(tensor.shape))
+    return patterns[:1] if usual else patterns
+
+
+def _keeps(tensor: Tensor, pattern: str, ratio: float) -> bool:
+    """Whether the places of a feature, read so, are a map or a row of patches of a ratio."""
+    sizes = dict(zip(pattern.split(), tensor.shape, strict=True))
+    if "h" in sizes:
+        return abs(sizes["h"] - ratio * sizes["w"]) < 1
+    try:
+        return "t" not in sizes or grid(sizes["t"], ratio=ratio) is not None
+    except ValueError:  # more than one grid
+        return True
 
 
 def _ratio(batch: Any) -> float | None:
@@ -341,7 +354,7 @@ def _ratio(batch: Any) -> float | None:
 def _pattern(tensor: Tensor, layout: Layout | None, batch: Any) -> str | None:
     """The layout of a feature that is in its form, with the grid of tokens where it is known."""
     if tensor.ndim != 3:
-        return _BY_RANK.get(tensor.ndim)
+        return next(iter(_PATTERNS.get(tensor.ndim, [])), None)
     found = grid(tensor.shape[1], layout=layout, ratio=_ratio(batch))
     return "b t c" if found is None else f"b ({found.prefix} + h={found.height} w={found.width}) c"
 

@@ -353,7 +353,9 @@ def test_a_sequence_with_channels_first_is_stated_and_learns():
         sound = Sound(width)
         cut[letter] = fcfd.split([sound.first, sound.second, nn.Sequential(Mean(), sound.head)])
     clips, labels = torch.randn(4, 1, 64), torch.tensor([0, 1, 2, 3])
-    with pytest.raises(ValueError, match=r"feature 's', \[4, 6, 32\], may be 'b t c' \(tokens\) or 'b c t'"):
+    with pytest.raises(
+        ValueError, match=r"feature 's', \[4, 6, 32\], may be 'b t c' or 'b c t' \(batch, channels"
+    ):
         fcfd.link(cut, example=clips)
     nets = fcfd.link(cut, example=clips, layouts={"s": "b c t", "t": "b c t"})
     loss, aux = losses.fcfd(*nets.columns, clips, labels, paths=nets.crossings)
@@ -399,3 +401,42 @@ def test_paths_and_bridges_may_be_written_short():
     nets = fcfd.link(networks, example=batch()[0], paths=("s2t2",), bridges={"s2>t": own})
     assert nets.crossings == ("sstt",)
     assert nets.bridges["s>t"]["1"] is own
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((2, 7, 7, 16), (2, 16, 7, 7)), ((2, 16, 7, 7), (2, 16, 7, 7)), ((2, 50, 16), (2, 50, 16))],
+)
+def test_a_feature_of_images_keeps_their_ratio(shape, expected):
+    """So one reading fits: a map with its channels last, or first; or a class token and 49 patches."""
+
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.feature = nn.Parameter(torch.randn(1, *shape[1:]))
+
+        def forward(self, x):
+            return self.feature.expand(len(x), *shape[1:])
+
+    class Head(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :3]
+
+    networks = {letter: fcfd.split([Fixed(), Head()]) for letter in "st"}
+    images = torch.randn(2, 3, 28, 28)
+    nets = fcfd.link(networks, example=images, paths=("s>t",))
+    values, _ = fcfd.walk(fcfd.plan(["ss", "s>t"]), *nets.columns, {"": images})
+    assert values["s"].shape == values["s>t"].shape == expected
+    assert values["ss"].shape == (2, 3)
+
+
+def test_two_readings_are_both_named():
+    class Square(nn.Module):
+        def forward(self, x):
+            return x.new_zeros(len(x), 16, 16, requires_grad=True)
+
+    networks = {letter: fcfd.split([Square(), nn.Flatten()]) for letter in "st"}
+    with pytest.raises(
+        ValueError, match=r"'s', \[2, 16, 16\], may be 'b t c' or 'b c t' .* layouts=\{'s': ...\}"
+    ):
+        fcfd.link(networks, example=torch.randn(2, 3, 28, 28), paths=("s>t",))
