@@ -106,7 +106,8 @@ def frozen(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Example:
         >>> layer = torch.nn.Linear(2, 2)
-        >>> frozen(dict(layer.named_parameters()))["bias"].requires_grad, layer.bias.requires_grad
+        >>> fixed = frozen(dict(layer.named_parameters()))
+        >>> fixed["bias"].requires_grad, layer.bias.requires_grad
         (False, True)
     """
     return {name: tensor.detach() for name, tensor in tensors.items()}
