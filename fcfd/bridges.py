@@ -93,7 +93,8 @@ def bridge(
         ['conv', 'bn', 'act']
         >>> module(torch.zeros(2, 16, 32, 32)).shape
         torch.Size([2, 64, 16, 16])
-        >>> bridge((2, 16, 100), (2, 50, 32), layouts=("b c t", "b t c"))(torch.zeros(2, 16, 100)).shape
+        >>> module = bridge((2, 16, 100), (2, 50, 32), layouts=("b c t", "b t c"))
+        >>> module(torch.zeros(2, 16, 100)).shape
         torch.Size([2, 50, 32])
 
     Reference:
@@ -325,7 +326,8 @@ class MaskedMix(nn.Module):
     """An `&` bridge that mixes what another bridge returns with what it sees, place by place (MiPKD).
 
     ```
-    out = mask · bridge(feature) + (1 − mask) · seen,    mask ~ Bernoulli(keep), one for each place
+    out = mask · bridge(feature) + (1 − mask) · seen
+    mask ~ Bernoulli(keep), one for each place
     ```
 
     The mask is drawn from torch's global generator at each call. A reconstruction: the published mixing

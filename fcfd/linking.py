@@ -128,8 +128,12 @@ def link(
 
     Example:
         >>> import fcfd
-        >>> layers = lambda *sizes: fcfd.split([torch.nn.Linear(a, b) for a, b in zip(sizes, sizes[1:])])
-        >>> nets = link({"t": layers(8, 6, 6, 3), "s": layers(8, 4, 4, 3)}, example=torch.randn(2, 8))
+        >>> from torch.nn import Linear
+        >>> networks = {
+        ...     "t": fcfd.split([Linear(8, 6), Linear(6, 6), Linear(6, 3)]),
+        ...     "s": fcfd.split([Linear(8, 4), Linear(4, 4), Linear(4, 3)]),
+        ... }
+        >>> nets = link(networks, example=torch.randn(2, 8))
         >>> nets.crossings
         ('stt', 'tss')
         >>> [name for name, _ in nets.bridges.named_parameters()][0]

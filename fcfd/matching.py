@@ -13,7 +13,8 @@ def match(longer: Sequence[Shape], shorter: Sequence[Shape]) -> tuple[int, ...]:
     """Choose as many features of the longer network as the shorter has, in order, by where they lie.
 
     ```
-    argmin over increasing j of  Σ_i |log2(places_j / places_i)| + |i / (m + 1) − j / (n + 1)|
+    argmin over increasing j of
+        Σ_i |log2(places_j / places_i)| + |i / (m + 1) − j / (n + 1)|
     ```
 
     So features match by resolution, and where that does not tell, by relative depth. The minimum is found by

@@ -58,7 +58,10 @@ def piecewise_constant(step: float, *, boundaries: Sequence[float], values: Sequ
         ValueError: The numbers do not fit, or the boundaries do not increase.
 
     Example:
-        >>> [piecewise_constant(e, boundaries=(150, 180), values=(1.0, 0.1, 0.01)) for e in (149, 150, 200)]
+        >>> [
+        ...     piecewise_constant(epoch, boundaries=(150, 180), values=(1.0, 0.1, 0.01))
+        ...     for epoch in (149, 150, 200)
+        ... ]
         [1.0, 0.1, 0.01]
     """
     _check("piecewise_constant", step=step)

@@ -109,7 +109,8 @@ def frozen(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Example:
         >>> layer = torch.nn.Linear(2, 2)
-        >>> frozen(dict(layer.named_parameters()))["bias"].requires_grad, layer.bias.requires_grad
+        >>> fixed = frozen(dict(layer.named_parameters()))
+        >>> fixed["bias"].requires_grad, layer.bias.requires_grad
         (False, True)
     """
     check_mapping("frozen", "tensors", tensors, "a dict of tensors: dict(model.named_parameters())")

@@ -104,7 +104,8 @@ def masked(terms: Terms, masks: Mapping[str, str]) -> dict[str, Term]:
     """The same terms over the positions that a mask keeps: padding counts nothing.
 
     ```
-    feature, kl, …:  Σ_i mask_i · loss(prediction_i, target_i) / Σ_i mask_i,    i over batch and positions
+    feature, kl, …:  Σ_i mask_i · loss(prediction_i, target_i) / Σ_i mask_i
+                     i over batch and positions
     pooled:          loss of the means over the positions that the mask keeps
     ```
 
@@ -229,7 +230,8 @@ def entry(key: str | int, loss: Loss) -> Loss:
 
     Example:
         >>> loss = entry("start", torch.nn.functional.mse_loss)
-        >>> loss({"start": torch.ones(1), "end": torch.ones(1)}, {"start": torch.zeros(1), "end": None})
+        >>> prediction = {"start": torch.ones(1), "end": torch.ones(1)}
+        >>> loss(prediction, {"start": torch.zeros(1), "end": None})
         tensor(1.)
     """
     check_callable("entry", "loss", loss)

@@ -224,7 +224,8 @@ def merge_buffers(
 
     Example:
         >>> before = {"s": {"n": torch.tensor(0)}, "s>t": {}}
-        >>> merge_buffers(before, {"s": {"n": torch.tensor(1)}, "s>t": {}, "ts": {"n": torch.tensor(9)}})
+        >>> written = {"s": {"n": torch.tensor(1)}, "s>t": {}, "ts": {"n": torch.tensor(9)}}
+        >>> merge_buffers(before, written)
         {'s': {'n': tensor(1)}, 's>t': {}}
     """
     check_mapping("merge_buffers", "buffers", buffers, "a dict by column")
@@ -305,7 +306,8 @@ def weighted_sum(terms: Terms, parts: Mapping[str, Tensor]) -> Tensor:
     Example:
         >>> from fcfd import recipes
         >>> terms = recipes.kd(2)
-        >>> weighted_sum(terms, {"label": torch.tensor(1.0), "kl/student": torch.tensor(2.0)})
+        >>> parts = {"label": torch.tensor(1.0), "kl/student": torch.tensor(2.0)}
+        >>> weighted_sum(terms, parts)
         tensor(3.)
     """
     counted = present(check_terms("weighted_sum", terms))

@@ -1,17 +1,14 @@
 """One training step of FCFD against the values of the authors' code: total, parts, gradients, statistics."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import fcfd
-from fcfd import losses
-from reference.parity import DATA, NO_PARITY, assert_fingerprint, fill, ints, parity_folder, t
-from reference.zoo import NETWORKS
+from reference.parity import NO_PARITY, assert_fingerprint, parity_folder
+from reference.steps import KEPT, taken
 
 
 def _cases() -> list[Any]:
@@ -20,21 +17,15 @@ def _cases() -> list[Any]:
     outside = [pytest.param(path, id=path.stem) for path in found] or [
         pytest.param(None, id="steps", marks=pytest.mark.skip(reason=NO_PARITY))
     ]
-    kept = [pytest.param(path, id=f"kept-{path.stem}") for path in sorted((DATA / "steps").glob("*.json"))]
+    kept = [pytest.param(path, id=f"kept-{path.stem}") for path in KEPT]
     return outside + kept
-
-
-def _network(name: str, role: str, num_classes: int, mode: str) -> nn.Module:
-    network = NETWORKS[name].build(num_classes=num_classes).double()
-    network.load_state_dict(fill(network.state_dict(), role))
-    return network.train(mode == "train")
 
 
 def _close(found: float, wanted: float, name: str) -> None:
     assert abs(found - wanted) <= 1e-8 * abs(wanted) + 1e-10, f"{name}: {found!r}, not {wanted!r}"
 
 
-def _keyed(linked: fcfd.Linked, column: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _keyed(column: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """A column's tensors by the reference's keys: `student/conv1.weight`, `s>t/1/conv.weight`."""
     if column in ("s", "t"):
         role = {"s": "student", "t": "teacher"}[column]
@@ -44,33 +35,8 @@ def _keyed(linked: fcfd.Linked, column: str, tensors: dict[str, Tensor]) -> dict
 
 @pytest.mark.parametrize("path", _cases())
 def test_step(path: Path) -> None:
-    case = json.loads(path.read_text())
-    expected, classes = case["expected"], case["num_classes"]
-    networks = {
-        "t": _network(case["teacher"], "teacher", classes, case["teacher_mode"]),
-        "s": _network(case["student"], "student", classes, "train"),
-    }
-    pixels = case.get("pixels", 32)
-    images = t(f"{case['id']}/images", [case["batch"], 3, pixels, pixels])
-    labels = ints(f"{case['id']}/labels", [case["batch"]], classes)
-    at = {"t": NETWORKS[case["teacher"]].at, "s": NETWORKS[case["student"]].at}
-    cut = {letter: fcfd.split(net, at=list(at[letter]), example=images) for letter, net in networks.items()}
-    nets = fcfd.link(cut, example=images, first=2)
-    for column, modules in nets.bridges.items():
-        for stage, module in modules.items():
-            module.load_state_dict(fill(module.state_dict(), f"{column}/{stage}"))
-
-    loss, aux = losses.fcfd(
-        nets.stages,
-        nets.params,
-        nets.buffers,
-        images,
-        labels,
-        paths=[path + path[-1] for path in case["paths"]],
-        temperature=case["temperature"],
-        feature_weight=case["feature_weight"] * case["warmup"],
-        path_weight=case["path_weight"],
-    )
+    case, networks, nets, loss, aux = taken(path)
+    expected = case["expected"]
     loss.backward()
 
     _close(loss.item(), expected["total"], "total")
@@ -89,7 +55,7 @@ def test_step(path: Path) -> None:
         key: tensor
         for column in nets.params
         if column != "t"
-        for key, tensor in _keyed(nets, column, nets.params[column]).items()
+        for key, tensor in _keyed(column, nets.params[column]).items()
     }
     for key, wanted in expected["grads"].items():
         if wanted is None:
@@ -100,9 +66,7 @@ def test_step(path: Path) -> None:
     assert params.keys() <= expected["grads"].keys()
 
     after = {
-        key: tensor
-        for column in nets.buffers
-        for key, tensor in _keyed(nets, column, aux.buffers[column]).items()
+        key: tensor for column in nets.buffers for key, tensor in _keyed(column, aux.buffers[column]).items()
     }
     for key, wanted in expected["statistics_after"].items():
         column, _, rest = key.partition("/")

@@ -21,7 +21,8 @@ def info_nce(
     """InfoNCE: cross-entropy of finding each query's positive by cosine.
 
     ```
-    loss = −mean_i log( exp(c_ii / T) / Σ_j exp(c_ij / T) ),    c_ij = cos(query_i, positive_j)
+    loss = −mean_i log( exp(c_ii / T) / Σ_j exp(c_ij / T) )
+    c_ij = cos(query_i, positive_j)
     ```
 
     With negatives, the sum is over exp(c_ii / T) and the negatives alone.
@@ -91,7 +92,8 @@ def prototype_info_nce(
         ValueError: The shapes do not fit, or there is no example.
 
     Example:
-        >>> prototype_info_nce(torch.tensor([[1.0, 0.0]]), 3 * torch.eye(2), torch.tensor([0]))
+        >>> embedding, labels = torch.tensor([[1.0, 0.0]]), torch.tensor([0])
+        >>> prototype_info_nce(embedding, 3 * torch.eye(2), labels)
         tensor([4.5418e-05])
 
     Reference:
@@ -144,8 +146,9 @@ def crd_nce(
 
     ```
     loss[b] = L(prediction; banks.teacher, Z_s) + L(target; banks.student, Z_t)
-    L(v; M, Z) = −log(x_0 / (x_0 + c)) − Σ_{k=1..K} log((K/n) / (x_k + c)),    c = K/n + 1e-7
-    x_k = exp(⟨M[j_k], v⟩ / T) / Z,    j = index, then the K negatives,    n = examples in a bank
+    L(v; M, Z) = −log(x_0 / (x_0 + c)) − Σ_{k=1..K} log((K/n) / (x_k + c))
+    x_k = exp(⟨M[j_k], v⟩ / T) / Z,    c = K/n + 1e-7
+    j = index, then the K negatives,    n = examples in a bank
     ```
 
     Args:
@@ -169,9 +172,9 @@ def crd_nce(
         ValueError: The shapes do not fit, or there is no example.
 
     Example:
-        >>> banks = Banks(torch.eye(4), torch.eye(4))
+        >>> banks, embeddings = Banks(torch.eye(4), torch.eye(4)), torch.eye(4)[:2]
         >>> index, negatives = torch.tensor([0, 1]), torch.tensor([[2, 3], [2, 3]])
-        >>> loss, banks = crd_nce(torch.eye(4)[:2], torch.eye(4)[:2], index, negatives, banks)
+        >>> loss, banks = crd_nce(embeddings, embeddings, index, negatives, banks)
         >>> loss.shape, banks.student_log_z.shape
         (torch.Size([2]), torch.Size([]))
 

@@ -79,7 +79,8 @@ def pooled_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of what a classifier reads of two features: rectified, averaged over space.
 
     ```
-    loss[b] = mean_c (pool(prediction) − pool(target))²,    pool(f) = mean over space of max(f, 0)
+    loss[b] = mean_c (pool(prediction) − pool(target))²
+    pool(f) = mean over space of max(f, 0)
     ```
 
     Args:
@@ -125,8 +126,8 @@ def attended_squared_error(prediction: Tensor, target: Tensor, attention: Tensor
         ValueError: The shapes differ, or the attention has other positions than the features.
 
     Example:
-        >>> teacher = torch.tensor([[[1.0, 5.0]]])
-        >>> attended_squared_error(torch.zeros(1, 1, 2), teacher, torch.tensor([[1.0, 0.0]]))
+        >>> teacher, attention = torch.tensor([[[1.0, 5.0]]]), torch.tensor([[1.0, 0.0]])
+        >>> attended_squared_error(torch.zeros(1, 1, 2), teacher, attention)
         tensor([1.])
 
     Reference:
@@ -268,7 +269,8 @@ def ofd(prediction: Tensor, target: Tensor, margin: Tensor) -> Tensor:
         ValueError: The shapes differ, or there is not one margin for each channel.
 
     Example:
-        >>> ofd(torch.tensor([[-2.0, 2.0]]), torch.tensor([[-1.0, 1.0]]), torch.tensor([-0.5, -0.5]))
+        >>> student, teacher = torch.tensor([[-2.0, 2.0]]), torch.tensor([[-1.0, 1.0]])
+        >>> ofd(student, teacher, torch.tensor([-0.5, -0.5]))
         tensor([1.])
 
     Reference:
@@ -424,7 +426,8 @@ def srd(prediction: Tensor, target: Tensor, *, exponent: float = 4.0, eps: float
     """Log of the summed powers of the differences between two batch-normalised features.
 
     ```
-    loss = 2 · log Σ_b Σ_d |n(prediction) − n(target)|^exponent,    n(f) = (f − mean_b f) / √(var_b f + eps)
+    loss = 2 · log Σ_b Σ_d |n(prediction) − n(target)|^exponent
+    n(f) = (f − mean_b f) / √(var_b f + eps)
     ```
 
     Args:

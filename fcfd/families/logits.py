@@ -88,7 +88,8 @@ def binary_cross_entropy(prediction: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of every class by itself, where several may hold at once: multi-label classification.
 
     ```
-    loss[b] = (1/C) Σ_c [softplus(z_bc) − labels[b, c] · z_bc],    softplus(z) = log(1 + exp(z))
+    loss[b] = (1/C) Σ_c [softplus(z_bc) − labels[b, c] · z_bc]
+    softplus(z) = log(1 + exp(z))
     ```
 
     Args:
@@ -128,7 +129,8 @@ def tf_nkd(prediction: Tensor, labels: Tensor) -> Tensor:
     """Teacher-free normalised distillation: the student's own confidence, smoothed, is its target.
 
     ```
-    loss = -(1/B) Σ_b w_b · log p[b, y_b],    w_b = stopgrad(p[b, y_b] + v_b − mean_b p[b, y_b])
+    loss = -(1/B) Σ_b w_b · log p[b, y_b]
+    w_b = stopgrad(p[b, y_b] + v_b − mean_b p[b, y_b])
     ```
 
     with v = 1. Of soft labels the two heaviest classes count, each as above with its mass as v; a class
@@ -566,7 +568,8 @@ def wsld(prediction: Tensor, target: Tensor, labels: Tensor, *, temperature: flo
 
     ```
     loss[b] = −w_b · T² · Σ_c p_t · log p_s,    p = softmax(logits / T)
-    w_b = stopgrad(1 − exp(−CE_s / (CE_t + 1e−7))),    CE = cross-entropy with the label at T = 1
+    w_b = stopgrad(1 − exp(−CE_s / (CE_t + 1e−7)))
+    CE = cross-entropy with the label at T = 1
     ```
 
     Args:
@@ -608,7 +611,8 @@ def ofa(
     """One-for-all distillation: the teacher's probabilities, with the label's enhanced.
 
     ```
-    loss[b] = −Σ_c [(p_t[c] + 1[c = y])^γ − 1[c = y]] · log p_s[c],    p = softmax(logits / T)
+    loss[b] = −Σ_c [(p_t[c] + 1[c = y])^γ − 1[c = y]] · log p_s[c]
+    p = softmax(logits / T)
     ```
 
     Args:
@@ -657,9 +661,11 @@ def wkd_logit(
     """Wasserstein distillation: probability of the other classes is moved at the price of their unlikeness.
 
     ```
-    loss[b] = −stopgrad(p_t[y]) · log p_s[y] + γ · Σ_ij u_i K_ij v_j c_ij          over classes other than y
-    c = max(cost, 0) + 1e−8,    K = exp(−c / regularization),    u = 1 / (C − 1), and `iterations` times
-    v = q_t / (Kᵀ u + 1e−8),    u = q_s / (K v + 1e−8),    q = softmax(logits / T without class y)
+    loss[b] = −stopgrad(p_t[y]) · log p_s[y] + γ · Σ_ij u_i K_ij v_j c_ij
+    i, j over classes other than y,    q = softmax(logits / T without class y)
+    c = max(cost, 0) + 1e−8,    K = exp(−c / regularization)
+    u = 1 / (C − 1), and `iterations` times
+        v = q_t / (Kᵀ u + 1e−8),    u = q_s / (K v + 1e−8)
     ```
 
     The 1e−8 bounds u and v, so the iteration needs no logarithms. A label's own mass is zero, so it drops
@@ -733,7 +739,8 @@ def dist(
     """Correlation with a stronger teacher: only the order and spacing of probabilities count.
 
     ```
-    loss = T² · [β · (1 − mean_b r(p_s[b, :], p_t[b, :])) + γ · (1 − mean_c r(p_s[:, c], p_t[:, c]))]
+    loss = T² · [β · (1 − mean_b r(p_s[b, :], p_t[b, :]))
+               + γ · (1 − mean_c r(p_s[:, c], p_t[:, c]))]
     p = softmax(logits / T),    r(a, b) = ⟨a − ā, b − b̄⟩ / (‖a − ā‖ ‖b − b̄‖ + 1e−8)
     ```
 
@@ -787,7 +794,8 @@ def mlkd_class_corr(prediction: Tensor, target: Tensor, *, temperature: float = 
         ValueError: The shapes differ, or there is no example.
 
     Example:
-        >>> mlkd_class_corr(torch.tensor([[60.0, 0.0]]), torch.tensor([[0.0, 60.0]]), temperature=1.0)
+        >>> student, teacher = torch.tensor([[60.0, 0.0]]), torch.tensor([[0.0, 60.0]])
+        >>> mlkd_class_corr(student, teacher, temperature=1.0)
         tensor(1.)
 
     Reference:

@@ -26,7 +26,8 @@ def attention_transfer(prediction: Tensor, target: Tensor, *, p: float = 2.0) ->
     """Mean squared error of two spatial attention maps, each of length one.
 
     ```
-    loss[b] = mean over space of (Q(prediction) − Q(target))²,    Q(f) = q / ‖q‖,  q = Σ_c |f_c|^p
+    loss[b] = mean over space of (Q(prediction) − Q(target))²
+    Q(f) = q / ‖q‖,    q = Σ_c |f_c|^p
     ```
 
     Args:
@@ -112,7 +113,8 @@ def channel_wise_divergence(prediction: Tensor, target: Tensor, *, temperature: 
     """Kullback–Leibler divergence of where each channel looks: a softmax over the positions.
 
     ```
-    loss[b] = T² · mean_c Σ_n p_t (log p_t − log p_s),    p = softmax over positions of f / T
+    loss[b] = T² · mean_c Σ_n p_t (log p_t − log p_s)
+    p = softmax over positions of f / T
     ```
 
     Args:
@@ -226,7 +228,8 @@ def wkd_feature(
     """Squared Wasserstein distance of two maps, read as a Gaussian for each channel and cell of a grid.
 
     ```
-    loss[b] = Σ_{c, cells} (mean_weight · (μ_s − μ_t)² + (σ_s − σ_t)²) / cells,    σ = √(variance + eps)
+    loss[b] = Σ_{c, cells} (mean_weight · (μ_s − μ_t)² + (σ_s − σ_t)²) / cells
+    σ = √(variance + eps)
     ```
 
     Args:
@@ -304,7 +307,8 @@ def inter_channel_correlation(prediction: Tensor, target: Tensor) -> Tensor:
     """Squared difference of how the channels of two maps correlate, each row of length one.
 
     ```
-    loss[b] = 1/channels · ‖R(prediction) − R(target)‖²,    R = rows of F Fᵀ, each divided by its norm
+    loss[b] = 1/channels · ‖R(prediction) − R(target)‖²
+    R = rows of F Fᵀ, each divided by its norm
     ```
 
     `F` is the map as a matrix `[channels, positions]`.
@@ -341,7 +345,8 @@ def nst_poly(prediction: Tensor, target: Tensor) -> Tensor:
     """Neuron selectivity transfer: maximum mean discrepancy of the channels under ⟨x, y⟩².
 
     ```
-    loss[b] = mean_ij ⟨s_i, s_j⟩² + mean_ij ⟨t_i, t_j⟩² − 2 mean_ij ⟨s_i, t_j⟩²  = ‖Sᵀ S / C_s − Tᵀ T / C_t‖²
+    loss[b] = mean_ij ⟨s_i, s_j⟩² + mean_ij ⟨t_i, t_j⟩² − 2 mean_ij ⟨s_i, t_j⟩²
+            = ‖Sᵀ S / C_s − Tᵀ T / C_t‖²
     ```
 
     `s_i` is channel i of the prediction as a vector of length one, `S` the matrix of them.

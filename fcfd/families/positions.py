@@ -25,8 +25,8 @@ def dense(loss: Loss) -> Loss:
 
     ```
     out = loss(positions(prediction), positions(target), ...)
-    positions: [batch, classes, *places] to [batch, positions, classes],    labels [batch, *places] to
-    [batch, positions]
+    positions: [batch, classes, *places] to [batch, positions, classes]
+               labels [batch, *places] to [batch, positions]
     ```
 
     Args:
@@ -59,7 +59,8 @@ def masked(loss: Loss) -> Loss:
     """The mean of a loss over the positions that a mask keeps.
 
     ```
-    out = Σ_i mask_i · loss(prediction_i, target_i, ...) / Σ_i mask_i,    i over batch and positions
+    out = Σ_i mask_i · loss(prediction_i, target_i, ...) / Σ_i mask_i
+    i over batch and positions
     ```
 
     Args:

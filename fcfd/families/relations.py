@@ -23,7 +23,8 @@ def rkd_distance(prediction: Tensor, target: Tensor) -> Tensor:
     """Relational distillation of distances, each batch measured by its own mean distance.
 
     ```
-    loss = mean_ij huber(d_ij(prediction) / μ − d_ij(target) / μ'),    μ = mean of d_ij over i ≠ j
+    loss = mean_ij huber(d_ij(prediction) / μ − d_ij(target) / μ')
+    μ = mean of d_ij over i ≠ j
     ```
 
     `huber(x)` is ½x² up to |x| = 1 and |x| − ½ beyond.
@@ -40,7 +41,8 @@ def rkd_distance(prediction: Tensor, target: Tensor) -> Tensor:
 
     Example:
         >>> line, bent = torch.tensor([[0.0], [1.0], [2.0]]), torch.eye(3)
-        >>> torch.stack([rkd_distance(7 * line, line), rkd_distance(bent, line)]).round(decimals=4)
+        >>> losses = [rkd_distance(7 * line, line), rkd_distance(bent, line)]
+        >>> torch.stack(losses).round(decimals=4)
         tensor([0.0000, 0.0417])
 
     Reference:
@@ -64,7 +66,8 @@ def rkd_angle(prediction: Tensor, target: Tensor) -> Tensor:
     """Relational distillation of angles: the cosine at every example between every pair of others.
 
     ```
-    loss = mean_kij huber(⟨v_ki, v_kj⟩ − ⟨v'_ki, v'_kj⟩),    v_ki = (e_i − e_k) / ‖e_i − e_k‖
+    loss = mean_kij huber(⟨v_ki, v_kj⟩ − ⟨v'_ki, v'_kj⟩)
+    v_ki = (e_i − e_k) / ‖e_i − e_k‖
     ```
 
     `v` is of the prediction, `v'` of the target; the mean is over all batch³ triples, those with equal
@@ -85,7 +88,8 @@ def rkd_angle(prediction: Tensor, target: Tensor) -> Tensor:
 
     Example:
         >>> corner = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-        >>> torch.stack([rkd_angle(3 * corner, corner), rkd_angle(torch.eye(3), corner)]).round(decimals=4)
+        >>> losses = [rkd_angle(3 * corner, corner), rkd_angle(torch.eye(3), corner)]
+        >>> torch.stack(losses).round(decimals=4)
         tensor([0.0000, 0.0124])
 
     Reference:
@@ -132,7 +136,8 @@ def hard_dark_rank(
 
     Example:
         >>> line = torch.tensor([[0.0], [1.0], [3.0]])
-        >>> hard_dark_rank(line, line, length=2) < hard_dark_rank(line.flip(0), line, length=2)
+        >>> flipped = line.flip(0)
+        >>> hard_dark_rank(line, line, length=2) < hard_dark_rank(flipped, line, length=2)
         tensor(True)
 
     Reference:
@@ -200,7 +205,8 @@ def similarity_preserving(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared difference of the batch's inner products, each row of length one.
 
     ```
-    loss = 1/batch² · ‖R(prediction) − R(target)‖²,    R = rows of F Fᵀ, each divided by its norm
+    loss = 1/batch² · ‖R(prediction) − R(target)‖²
+    R = rows of F Fᵀ, each divided by its norm
     ```
 
     Args:
@@ -230,7 +236,8 @@ def cc_adjacent(prediction: Tensor, target: Tensor) -> Tensor:
     """Product of the errors of neighbours in the batch: correlation congruence as it was published.
 
     ```
-    loss = 1/(batch − 1) · Σ_b Σ_d |prediction − target|[b, d] · |prediction − target|[b + 1, d]
+    loss = 1/(batch − 1) · Σ_b Σ_d error[b, d] · error[b + 1, d]
+    error = |prediction − target|
     ```
 
     Args:
@@ -282,9 +289,11 @@ def taylor_rbf(embedding: Tensor, *, gamma: float = 0.4, order: int = 2) -> Tens
         The norms of two public variants, on embeddings that are *not* of length one:
 
         >>> student, teacher = torch.eye(2), torch.ones(2, 3)
-        >>> torch.linalg.matrix_norm(taylor_rbf(student) - taylor_rbf(teacher)) / len(student) ** 2
+        >>> kernels = taylor_rbf(student) - taylor_rbf(teacher)
+        >>> torch.linalg.matrix_norm(kernels) / len(student) ** 2
         tensor(1.0679)
-        >>> torch.linalg.matrix_norm(student @ student.mT - teacher @ teacher.mT) / len(student) ** 2
+        >>> products = student @ student.mT - teacher @ teacher.mT
+        >>> torch.linalg.matrix_norm(products) / len(student) ** 2
         tensor(1.2748)
 
     Reference:
@@ -302,7 +311,8 @@ def cc_taylor_rbf(prediction: Tensor, target: Tensor, *, gamma: float = 0.4, ord
     """Correlation congruence: mean squared difference of the two networks' kernel matrices.
 
     ```
-    loss = 1/batch² · ‖K(prediction) − K(target)‖²,    K = taylor_rbf of embeddings of length one
+    loss = 1/batch² · ‖K(prediction) − K(target)‖²
+    K = taylor_rbf of embeddings of length one
     ```
 
     Args:
@@ -337,7 +347,8 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
     """Centred kernel alignment: how similar two features of one batch are, up to rotation and scale.
 
     ```
-    cka = ‖Yᵀ X‖² / (‖Xᵀ X‖ · ‖Yᵀ Y‖),    X, Y centred over the batch,  ‖·‖ the Frobenius norm
+    cka = ‖Yᵀ X‖² / (‖Xᵀ X‖ · ‖Yᵀ Y‖)
+    X, Y centred over the batch,    ‖·‖ the Frobenius norm
     ```
 
     Args:
@@ -391,7 +402,8 @@ def cka_class_cost(features: Tensor, *, kappa: float = 1.0) -> Tensor:
         ValueError: The features have another layout, or a class has fewer than two samples.
 
     Example:
-        >>> cka_class_cost(torch.tensor([[[1.0], [0.0], [0.0]], [[0.0], [0.0], [1.0]]]), kappa=0.0)
+        >>> features = torch.tensor([[[1.0], [0.0], [0.0]], [[0.0], [0.0], [1.0]]])
+        >>> cka_class_cost(features, kappa=0.0)
         tensor([[0.0000, 0.7500],
                 [0.7500, 0.0000]])
 
@@ -425,8 +437,10 @@ def vrm(
     """Virtual relation matching: directions from real to augmented logits, between samples and classes.
 
     ```
-    loss = sample_weight · mean_kept huber(‖e_ij − e'_ij‖) + class_weight · mean huber(‖f_cd − f'_cd‖)
-    e_ij = (z_i − w_j) / ‖z_i − w_j‖  of rows (samples),    f_cd = the same of columns (classes)
+    loss = sample_weight · mean_kept huber(‖e_ij − e'_ij‖)
+         + class_weight · mean huber(‖f_cd − f'_cd‖)
+    e_ij = (z_i − w_j) / ‖z_i − w_j‖  of rows (samples)
+    f_cd = the same of columns (classes)
     ```
 
     `z` are logits of a batch, `w` of an augmented view of it; `e`, `f` are the student's, `e'`, `f'` the

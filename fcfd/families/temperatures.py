@@ -25,7 +25,8 @@ def standardize_logits(logits: Tensor) -> Tensor:
     """Each example's logits at mean 0 and deviation 1, so that only their relations are distilled.
 
     ```
-    out[b, c] = (logits[b, c] − mean_c) / (1e−7 + std_c),    std over classes, divided by C − 1
+    out[b, c] = (logits[b, c] − mean_c) / (1e−7 + std_c)
+    std over classes, divided by C − 1
     ```
 
     Args:
@@ -61,7 +62,8 @@ def batch_standardize_logits(logits: Tensor) -> Tensor:
     """Each class's logits at mean 0 and deviation 1 over the batch: LumiNet's perception.
 
     ```
-    out[b, c] = (logits[b, c] − mean_b) / √(var_b + 1e−5),    var over the batch, divided by B
+    out[b, c] = (logits[b, c] − mean_b) / √(var_b + 1e−5)
+    var over the batch, divided by B
     ```
 
     The loss of the paper is ``α² / T² · kl(...)`` of both networks' results, published with α = 33, T = 4.

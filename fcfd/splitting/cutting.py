@@ -33,7 +33,8 @@ def split(
     """Split a model into stages that run its own forward and compose to it exactly.
 
     ```
-    stages[n](… stages[1](stages[0](batch)))  =  model(batch),    to the last bit, in train and in eval
+    stages[n](… stages[1](stages[0](batch)))  =  model(batch)
+    to the last bit, in train and in eval
     ```
 
     The model is never written to: no hook, no flag, no attribute. Its mode is read at every call of a stage,
@@ -68,17 +69,17 @@ def split(
             the example, or the stages do not compose to the model.
 
     Example:
-        >>> from torch.nn import AdaptiveAvgPool2d, Conv2d, Flatten, Linear, ReLU, Sequential
-        >>> block = lambda a, b: Sequential(Conv2d(a, b, 3, 2, 1), ReLU())
-        >>> head = Sequential(AdaptiveAvgPool2d(1), Flatten(), Linear(8, 5))
-        >>> network = split(Sequential(block(3, 4), block(4, 8), head))
+        >>> from torch import nn
+        >>> block = lambda a, b: nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.ReLU())
+        >>> head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+        >>> network = split(nn.Sequential(block(3, 4), block(4, 8), head))
         >>> print(network)
         stage  ends at  returns
         0      0        (2, 4, 112, 112)
         1      1        (2, 8, 56, 56)
         2      2        (2, 5)
         cuts: 0.0, 0.1, 0, 1.0, 1.1, 1, 2.0, 2.1
-        >>> split(Sequential(block(3, 4), block(4, 8), head), at=["0.0"]).names
+        >>> split(nn.Sequential(block(3, 4), block(4, 8), head), at=["0.0"]).names
         ('0.0', '2')
     """
     if not isinstance(model, nn.Module):

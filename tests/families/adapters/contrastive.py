@@ -10,7 +10,8 @@ from fcfd.families import contrastive as c
 
 from ._types import Adapters
 
-Inputs, Hyper = Mapping[str, Tensor], Mapping[str, Any]
+Inputs = Mapping[str, Tensor]
+Hyper = Mapping[str, Any]
 
 
 def info_nce(x: Inputs, h: Hyper) -> Tensor:

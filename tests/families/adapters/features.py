@@ -11,7 +11,8 @@ from fcfd.families import features as f, logits
 
 from ._types import Adapters
 
-Inputs, Hyper = Mapping[str, Tensor], Mapping[str, Any]
+Inputs = Mapping[str, Tensor]
+Hyper = Mapping[str, Any]
 
 
 def pooled(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

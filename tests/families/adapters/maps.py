@@ -13,7 +13,8 @@ from fcfd.families.features import squared_error
 from ._types import Adapters
 from .features import pooled
 
-Inputs, Hyper = Mapping[str, Tensor], Mapping[str, Any]
+Inputs = Mapping[str, Tensor]
+Hyper = Mapping[str, Any]
 
 
 def attention_transfer(x: Inputs, h: Hyper) -> Tensor:

@@ -10,7 +10,8 @@ from fcfd.families import relations as r
 
 from ._types import Adapters
 
-Inputs, Hyper = Mapping[str, Tensor], Mapping[str, Any]
+Inputs = Mapping[str, Tensor]
+Hyper = Mapping[str, Any]
 
 
 def hard_dark_rank(x: Inputs, h: Hyper) -> Tensor:
