@@ -248,9 +248,9 @@ class TokensToMap(nn.Module):
 
     def _height(self, patches: int) -> int:
         rows, columns = self.grid.height, self.grid.width
-        if patches == rows * columns:
+        if rows == 1 or patches == rows * columns:  # a line may have any length
             return rows
-        height = rows if rows == 1 else round(rows * (patches / (rows * columns)) ** 0.5)
+        height = round(rows * (patches / (rows * columns)) ** 0.5)
         if height * columns * height != patches * rows:
             raise ValueError(
                 f"bridge: {patches} tokens lie on no grid of the ratio {rows}·{columns} of the example's. "
