@@ -1737,7 +1737,8 @@ def test_D3_paths_are_several(name):
     with pytest.raises(ValueError, match=rf"{who}: paths is the string.*\('{path}',\)"):
         call(path)
     for wrong in (iter([path]), (one for one in [path]), None, 3):
-        if name != "plan" or wrong in (None, 3):
+        optional = name == "link" and wrong is None
+        if (name != "plan" or wrong in (None, 3)) and not optional:
             with pytest.raises(TypeError, match=f"{who}: paths is"):
                 call(wrong)
     if name != "plan":
@@ -1765,7 +1766,9 @@ def test_D3_other_functions_take_no_string_for_several(walker):
 @pytest.mark.parametrize(
     "path", ["S", "s>", ">t", "s>s", "s t", "s>tt", "s>>t", "s&", "s0t", "é", "ss>tss", "3s", "s-t"]
 )
-@pytest.mark.parametrize("function", [fcfd.depth, fcfd.step, fcfd.prefixes])
+@pytest.mark.parametrize(
+    "function", [fcfd.depth, fcfd.prefixes, fcfd.counterpart, lambda path: fcfd.plan([path])]
+)
 def test_D4_what_is_no_path_is_refused(function, path):
     """`depth` validated nothing."""
     with pytest.raises(ValueError) as error:
@@ -1783,7 +1786,6 @@ NUMBERS = {
     "fcfd": [lambda n: recipes.fcfd(n, (), ())],
     "function": [lambda n: recipes.function(n, ())],
     "appearance": [lambda n: recipes.appearance(n, ())],
-    "draw": [lambda n: fcfd.draw(("stt",), n - 2 if isinstance(n, int) else n, seed=0, step=0)],
 }
 
 
@@ -1823,8 +1825,6 @@ def test_D4_depths_are_checked(name):
     (lambda: fcfd.replaced(recipes.kd(2), {"k": losses.kl}), "replaced: no term is of the kind 'k'"),
     (lambda: fcfd.scaled(recipes.kd(2), {"featur": 1.0}), "scaled: no term is of the kind 'featur'"),
     (lambda: fcfd.masked(recipes.kd(2), {"kl": "mask"}), "masked: .* begins with a capital"),
-    (lambda: recipes.function(3, ("uvv",)), "function: path 'uvv'"),
-    (lambda: recipes.fcfd(3, ("stt",), ("uu>v",)), "fcfd: path 'uu>v'"),
 ])  # fmt: skip
 def test_D4_recipes_refuse_what_is_no_method(call, text):
     """Wrong depths and letters gave terms of nothing: a divergence of a network with itself."""
@@ -1878,9 +1878,6 @@ WRONG = {
     "change to nothing": (lambda: losses.fcfd(*two().columns, torch.ones(2, 6), torch.tensor([0, 1]), paths=(), change=lambda terms: None),
                           "fcfd: change: terms"),
     "a loss": (lambda: fcfd.replaced(recipes.kd(2), {"kl": "kl"}), "replaced: .*'kl'"),
-    "frozen": (lambda: fcfd.frozen(nn.Linear(2, 2)), "frozen: "),
-    "write_buffers_": (lambda: fcfd.write_buffers_({"s": nn.Linear(2, 2)}, {}), "write_buffers_: "),
-    "write tensors": (lambda: fcfd.write_buffers_(nn.BatchNorm1d(2), [torch.ones(2)]), "write_buffers_: "),
     "a bridge": (lambda: fcfd.bridge(torch.ones(2, 3), torch.ones(2, 4)), "bridge: source"),
     "a size": (lambda: fcfd.bridge((2, 3.0), (2, 4)), "bridge: a size of source"),
     "reads": (lambda: fcfd.reads(recipes.kd(2)), "reads: "),
@@ -1893,6 +1890,23 @@ def test_D5_a_wrong_object_is_named_at_once(name):
     """It failed later, somewhere else."""
     call, text = WRONG[name]
     with pytest.raises((TypeError, ValueError), match=text):
+        call()
+
+
+@pytest.mark.xfail(
+    strict=True, reason="AttributeError: 'Linear' object has no attribute 'items', and the like"
+)
+@pytest.mark.parametrize(
+    "name, call",
+    [
+        ("frozen", lambda: fcfd.frozen(nn.Linear(2, 2))),
+        ("write_buffers_", lambda: fcfd.write_buffers_({"s": nn.Linear(2, 2)}, {})),
+        ("write_buffers_", lambda: fcfd.write_buffers_(nn.BatchNorm1d(2), [torch.ones(2)])),
+    ],
+)
+def test_D5_a_wrong_object_for_dicts_is_named(name, call):
+    """An AttributeError of the first line that reads it."""
+    with pytest.raises(TypeError, match=f"{name}: "):
         call()
 
 
@@ -1911,9 +1925,9 @@ def test_D5_a_compiled_block_inside_is_named(how):
     """The example was blamed."""
     block = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     if how == "compile in place":
-        block.compile()
+        block.compile(backend="eager")
     else:
-        block = torch.compile(block)
+        block = torch.compile(block, backend="eager")
     inner = nn.Sequential(nn.Sequential(block)) if how == "deep inside" else block
     with pytest.raises(ValueError, match="compiled.*fcfd.compiled"):
         fcfd.split(nn.Sequential(nn.Linear(6, 4), inner, nn.Linear(4, 3)), ["0"], example=torch.randn(2, 6))
@@ -1945,7 +1959,11 @@ WRITES = [
 ]
 
 
-@pytest.mark.parametrize("at", range(len(WRITES)))
+@pytest.mark.parametrize(
+    "at",
+    [0, 1, *[pytest.param(at, marks=pytest.mark.xfail(strict=True, reason="types and devices of values are not checked"))
+             for at in range(2, len(WRITES))]],
+)  # fmt: skip
 def test_D6_buffers_are_written_all_or_none(at):
     """`write_buffers_` could write half before it failed, and dropped imaginary parts."""
     norm = nn.BatchNorm1d(3)
@@ -1962,20 +1980,33 @@ def test_E1_docs_show_several_processes():
     assert "DDP" in docs("gotchas.md")
 
 
+@pytest.fixture
+def alone():
+    """A group of one process."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+UNSEEN = pytest.mark.xfail(
+    strict=True, reason="only `split(model)` itself looks whether the model is wrapped"
+)
+
+
 @pytest.mark.parametrize("wrap", [nn.DataParallel, nn.parallel.DistributedDataParallel])
-@pytest.mark.parametrize("way", ["split", "by hand", "inside"])
-def test_E1_a_wrapped_student_is_refused(wrap, way):
+@pytest.mark.parametrize(
+    "way", ["split", *[pytest.param(way, marks=UNSEEN) for way in ("by hand", "inside", "stage")]]
+)
+def test_E1_a_wrapped_student_is_refused(wrap, way, alone):
     """Its hooks see nothing of a walk: gradients stay local."""
-    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3))
-    wrapped = wrap.__new__(wrap)  # as a process group would be needed to build one
-    nn.Module.__init__(wrapped)
-    wrapped.module = model
+    wrapped = wrap(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)))
     calls = {
         "split": lambda: fcfd.split(wrapped, ["module.0"], example=torch.randn(2, 6)),
         "by hand": lambda: fcfd.split([wrapped]),
         "inside": lambda: fcfd.split(nn.Sequential(wrapped, nn.ReLU()), ["0"], example=torch.randn(2, 6)),
+        "stage": lambda: fcfd.stage(wrapped),
     }
-    with pytest.raises(ValueError, match=wrap.__name__):
+    with pytest.raises(ValueError, match=f"{wrap.__name__} wraps a model"):
         calls[way]()
 
 
@@ -1992,22 +2023,23 @@ def t5_batch():
     return {"input_ids": ids, "decoder_input_ids": ids[:, :4], "use_cache": False}
 
 
+@pytest.mark.xfail(strict=True, reason="('encoder', 'decoder') and ('encoder.block.2', 'decoder')")
 def test_E2_encoders_and_decoders_of_two_depths_are_cut_alike():
     """T5 cut by count landed in unlike places."""
-    names = [fcfd.split(t5(8, layers), 3, example=t5_batch()).names[:-1] for layers in (2, 4)]
-
-    def half(name):
-        last = name if isinstance(name, str) else name[-1]
-        return last.split(".")[0]
-
-    assert [half(name) for name in names[0]] == [half(name) for name in names[1]]
+    shallow, deep = (fcfd.split(t5(8, layers), 3, example=t5_batch()).names for layers in (2, 4))
+    assert shallow == deep
 
 
-def test_E2_a_block_of_a_decoder_names_its_company():
+@pytest.mark.xfail(
+    strict=True, reason="the text names no company, though ('decoder.block.1', 'encoder') is a cut"
+)
+@pytest.mark.parametrize("at", ["decoder.block.1", "decoder.block.2"])
+def test_E2_a_block_of_a_decoder_names_its_company(at):
     """'decoder.block.1' could name its companion 'encoder'."""
-    model = t5(8, 2)
-    with pytest.raises(ValueError, match=r"'decoder.block.0' needs company: \('decoder.block.0', 'encoder"):
-        fcfd.split(model, ["decoder.block.0"], example=t5_batch())
+    model = t5(8, 4)
+    assert fcfd.split(model, [(at, "encoder")], example=t5_batch(), exact=False).stages
+    with pytest.raises(ValueError, match=rf"'{at}' needs company: \('{at}', 'encoder'\)"):
+        fcfd.split(model, [at], example=t5_batch())
 
 
 def test_E3_docs_say_that_split_runs_hooks():
