@@ -250,7 +250,7 @@ class TokensToMap(nn.Module):
         rows, columns = self.grid.height, self.grid.width
         if rows == 1 or patches == rows * columns:  # a line may have any length
             return rows
-        height = round(rows * (patches / (rows * columns)) ** 0.5)
+        height: int = round(rows * (patches / (rows * columns)) ** 0.5)
         if height * columns * height != patches * rows:
             raise ValueError(
                 f"bridge: {patches} tokens lie on no grid of the ratio {rows}·{columns} of the example's. "
