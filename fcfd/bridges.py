@@ -146,7 +146,8 @@ def _in_brackets(layout: Layout) -> dict[str, int]:
 
 def _token_parts(ours: _Side, theirs: _Side) -> dict[str, nn.Module]:
     parts: dict[str, nn.Module] = {}
-    if ours.shape[1] != theirs.shape[1]:
+    stated = [grid(side.shape[1], layout=side.layout) for side in (ours, theirs)]
+    if ours.shape[1] != theirs.shape[1] or (None not in stated and stated[0] != stated[1]):
         parts["resize"] = ResizeTokens(*_grids(ours, theirs))
     channels = theirs.shape[2]
     return parts | {"linear": nn.Linear(ours.shape[2], channels, bias=False), "norm": nn.LayerNorm(channels)}
