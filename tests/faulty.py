@@ -140,6 +140,40 @@ def columns(network, letter="s"):
     return {letter: network.stages}, {letter: network.params}, {letter: network.buffers}
 
 
+class Constrained(nn.Module):
+    """A forward that keeps its own weights within bounds, as in networks with a maximum norm."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.embed = nn.Embedding(9, 6, max_norm=0.1 if how == "embedding" else None)
+        self.layer, self.how = nn.Linear(6, 3), how
+
+    def forward(self, ids):
+        if self.how == "clamp":
+            with torch.no_grad():
+                self.layer.weight.clamp_(-0.01, 0.01)
+        elif self.how == "renorm of data":
+            self.layer.weight.data = self.layer.weight.data.renorm(2, 0, 0.1)
+        elif self.how == "requires_grad":
+            self.layer.weight.requires_grad_(False)
+        return self.layer(self.embed(ids).mean(1))
+
+
+class Remembers(nn.Module):
+    """A forward that writes in place to what is registered nowhere."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.layer, self.how, self.seen, self.deep = nn.Linear(6, 3), how, torch.zeros(1), {"calls": [0]}
+
+    def forward(self, x):
+        if self.how == "a tensor":
+            self.seen += 1
+        else:
+            self.deep["calls"][0] += 1
+        return self.layer(x) * (self.seen + self.deep["calls"][0])
+
+
 class Flips(nn.Module):
     """A forward that changes modes, attributes and the gradient flags of its own parts."""
 

@@ -10,6 +10,7 @@ import itertools
 import math
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
 
@@ -25,9 +26,11 @@ from fcfd import losses, recipes
 
 from .faulty import (
     ALIASED,
+    Constrained,
     Flips,
     Mapped,
     Masked,
+    Remembers,
     Tokens,
     Video,
     aliased,
@@ -281,6 +284,42 @@ def test_M4_a_forward_that_changes_its_own_module_changes_nothing(how, mode):
         for _ in range(2):
             fcfd.walk(("s", "ss"), *columns(network), {"": x})
             fcfd.stage(model)(dict(model.named_parameters()), dict(model.named_buffers()), x)
+
+
+WRITES = pytest.mark.xfail(strict=True, reason="the copy is given the memory of the module's own tensors")
+WRITING = list(
+    itertools.product(["split", "by hand", "stage", "without proof"], ["embedding", "clamp", "requires_grad"])
+)
+
+
+@pytest.mark.parametrize(
+    "way, how", [WRITING[0], *[pytest.param(*case, marks=WRITES) for case in WRITING[1:]]]
+)
+def test_M4_a_forward_that_writes_to_its_weights_is_refused_or_changes_nothing(way, how):
+    """A maximum norm, as of `nn.Embedding`: a walk changed the weights of student and frozen teacher."""
+    model, ids = nn.Sequential(Constrained(how), nn.Linear(3, 2)), torch.randint(9, (4, 5))
+    params = dict(model.named_parameters())
+    params = params if how == "requires_grad" else fcfd.frozen(params)
+    with untouched(model), suppress(ValueError):
+        if way == "stage":
+            fcfd.stage(model)(params, {}, ids)
+        elif way == "by hand":
+            fcfd.split(list(model)).stages[0](params, {}, ids)
+        else:
+            network = fcfd.split(model, ["0"], example=ids, proof=way == "split")
+            network.stages[0](params, {}, ids)
+
+
+@pytest.mark.xfail(strict=True, reason="`kept` holds references; what is written in place stays in the copy")
+@pytest.mark.parametrize("how", ["a tensor", "a container in a container"])
+@pytest.mark.parametrize("way", ["by hand", "stage"])
+def test_M4_a_stage_remembers_nothing(how, way):
+    """Its second call gave another value."""
+    model, x = Remembers(how), torch.randn(4, 6)
+    run = fcfd.stage(model) if way == "stage" else fcfd.split([model]).stages[0]
+    prefix = "" if way == "stage" else "0."
+    params = {f"{prefix}{name}": tensor for name, tensor in model.named_parameters()}
+    close(run(params, {}, x)[0], run(params, {}, x)[0])
 
 
 @pytest.mark.parametrize("way", ["by hand", "split", "stage"])
