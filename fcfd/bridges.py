@@ -147,7 +147,8 @@ def _in_brackets(layout: Layout) -> dict[str, int]:
 
 def _token_parts(ours: _Side, theirs: _Side) -> dict[str, nn.Module]:
     parts: dict[str, nn.Module] = {}
-    if ours.shape[1] != theirs.shape[1]:
+    stated = [grid(side.shape[1], layout=side.layout) for side in (ours, theirs)]
+    if ours.shape[1] != theirs.shape[1] or (None not in stated and stated[0] != stated[1]):
         parts["resize"] = ResizeTokens(*_grids(ours, theirs))
     channels = theirs.shape[2]
     return parts | {"linear": nn.Linear(ours.shape[2], channels, bias=False), "norm": nn.LayerNorm(channels)}
@@ -249,9 +250,9 @@ class TokensToMap(nn.Module):
 
     def _height(self, patches: int) -> int:
         rows, columns = self.grid.height, self.grid.width
-        if patches == rows * columns:
+        if rows == 1 or patches == rows * columns:  # a line may have any length
             return rows
-        height = rows if rows == 1 else round(rows * (patches / (rows * columns)) ** 0.5)
+        height: int = round(rows * (patches / (rows * columns)) ** 0.5)
         if height * columns * height != patches * rows:
             raise ValueError(
                 f"bridge: {patches} tokens lie on no grid of the ratio {rows}·{columns} of the example's. "

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from math import inf, log2
 
-from ._text import check_type
+from ._text import check_integer, check_type
 from .layouts import places
 
 Shape = tuple[int, ...]
@@ -40,6 +40,9 @@ def match(longer: Sequence[Shape], shorter: Sequence[Shape]) -> tuple[int, ...]:
     for name, shapes in (("longer", longer), ("shorter", shorter)):
         check_type("match", name, shapes, Sequence, "the shapes of a network's features")
         for one in shapes:
+            check_type("match", f"an entry of {name}", one, (tuple, list), "a shape, as tuple(feature.shape)")
+            for size in one:
+                check_integer("match", f"a size of {name}", size)
             if len(one) < 2 or min(one) < 1:
                 raise ValueError(f"match: {name} has {list(one)}, which is no shape of a feature.")
     n, m = len(longer), len(shorter)

@@ -175,6 +175,8 @@ def fcfd(
         check_callable("fcfd", "change", change)
         terms = check_terms("fcfd: change", change(terms))
     data = labels if isinstance(labels, Mapping) else {"Labels": labels}
+    if "" in data:
+        raise ValueError("fcfd: labels has an entry '', which is the batch; give that as images.")
     return objective(terms, stages, params, buffers, {"": images, **data})
 
 

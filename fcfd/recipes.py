@@ -97,6 +97,7 @@ def appearance(depth: int, paths: Iterable[str]) -> dict[str, Term]:
         >>> list(appearance(3, ("s>t", "ss>t")))
         ['feature/s>t', 'feature/ss>t', 'pooled/ss>t']
     """
+    check_integer("appearance", "depth", depth, least=1)
     terms: dict[str, Term] = {}
     for path in _bridged("appearance", paths, depth):
         terms |= _feature_terms(depth, path)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._text import check_callable, check_mapping, check_number, check_type
-from ._tree import flatten
+from ._tree import flatten, shape
 from .families.positions import masked as masked_loss
 from .paths import expand
 
@@ -138,6 +138,14 @@ def masked(terms: Terms, masks: Mapping[str, str]) -> dict[str, Term]:
 
 def _pooled_by(loss: Loss, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """A loss of means over places: what the mask leaves out is 0, and the rest weighs as much more."""
+    check_type("masked", "the mask", mask, Tensor, "a tensor [batch, positions]")
+    for feature in (prediction, target):
+        check_type("masked", "a pooled feature", feature, Tensor, "tokens [batch, positions, channels]")
+        if feature.ndim != 3 or feature.shape[:2] != mask.shape:
+            raise ValueError(
+                f"masked: a pooled feature {shape(feature)} must be tokens [batch, positions, channels], and "
+                f"the mask {shape(mask)} one of these positions. Where features are maps, mask no `pooled`."
+            )
     kept = mask.bool().unsqueeze(-1)
     share = mask.shape[1] / mask.bool().sum(1).clamp(min=1).view(-1, 1, 1)
     return loss(*(torch.where(kept, feature, 0.0) * share for feature in (prediction, target)))

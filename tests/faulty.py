@@ -1,0 +1,373 @@
+"""What the tests of faults share: small models with what goes wrong in practice, and checks."""
+
+import itertools
+from collections import UserDict, namedtuple
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import fcfd
+
+from .nets import stages
+from .purity import assert_unchanged, snapshot
+
+DOUBLE = torch.float64
+
+
+DOUBLE = torch.float64
+
+
+def words(text):
+    """Names in a row."""
+    return tuple(text.split())
+
+
+@contextmanager
+def untouched(*things):
+    """Fail if modules or tensors change; random numbers may be drawn."""
+    before = snapshot(*things)
+    yield
+    torch.set_rng_state(before[0])
+    assert_unchanged(before, *things)
+
+
+def close(a, b, **options):
+    torch.testing.assert_close(a, torch.as_tensor(b, dtype=a.dtype), **options)
+
+
+def says(error, *words):
+    text = str(error.value)
+    assert all(word in text for word in words), text
+
+
+def layers(*sizes, act=nn.ReLU):
+    """A network of vectors, in stages."""
+    pairs = list(itertools.pairwise(sizes))
+    blocks = [nn.Sequential(nn.Linear(a, b), act()) for a, b in pairs[:-1]]
+    return fcfd.split([*blocks, nn.Linear(*pairs[-1])])
+
+
+def two(outputs=3, student_outputs=None, **options):
+    """A linked pair of three stages that read vectors of six."""
+    networks = {"t": layers(6, 8, 8, outputs), "s": layers(6, 5, 5, student_outputs or outputs)}
+    return fcfd.link(networks, example=torch.randn(2, 6), **options)
+
+
+def aliased(kind):
+    layer = nn.Linear(4, 4)
+    if kind == "twice in a row":
+        return nn.Sequential(layer, nn.ReLU(), layer)
+    if kind == "three names":
+        return nn.Sequential(layer, layer, nn.Sequential(nn.Tanh(), layer))
+    if kind == "a block":
+        block = nn.Sequential(layer, nn.Tanh())
+        return nn.Sequential(block, nn.Sequential(block, nn.Linear(4, 4)))
+    if kind == "a tied weight":
+        other = nn.Linear(4, 4)
+        other.weight = layer.weight
+        return nn.Sequential(layer, nn.ReLU(), other)
+    if kind == "a norm":
+        norm = nn.BatchNorm1d(4)
+        return nn.Sequential(norm, layer, norm)
+    model = nn.Sequential(layer, nn.Linear(4, 4))  # a tied buffer
+    model[0].register_buffer("scale", torch.ones(4))
+    model[1].register_buffer("scale", model[0].scale)
+    return model
+
+
+ALIASED = ["twice in a row", "three names", "a block", "a tied weight", "a norm", "a tied buffer"]
+
+
+class Checkpointing(nn.Module):
+    """A block that recomputes itself."""
+
+    def __init__(self, inner, reentrant=False):
+        super().__init__()
+        self.inner, self.reentrant = inner, reentrant
+
+    def forward(self, x):
+        return checkpoint(self.inner, x, use_reentrant=self.reentrant)
+
+
+def checkpointing(kind):
+    inner = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Tanh())
+    if kind == "in parts":
+
+        class Parts(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner = inner
+
+            def forward(self, x):
+                return torch.utils.checkpoint.checkpoint_sequential(self.inner, 2, x, use_reentrant=False)
+
+        return Parts()
+    if kind == "deep":
+        return nn.Sequential(nn.Sequential(Checkpointing(inner)), nn.ReLU())
+    return Checkpointing(inner, reentrant=kind == "reentrant")
+
+
+def bert(width=16, layers=2, vocabulary=20, labels=None):
+    transformers = text_models()
+    config = transformers.BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=16,
+        **({} if labels is None else {"num_labels": labels}),
+    )
+    kind = transformers.BertForMaskedLM if labels is None else transformers.BertForSequenceClassification
+    return kind(config).eval()
+
+
+def text_models():
+    from reference.torchvision_cpu import prepare
+
+    prepare()
+    return pytest.importorskip("transformers")
+
+
+def convolutional(width=4):
+    return nn.Sequential(*stages(width))
+
+
+def columns(network, letter="s"):
+    return {letter: network.stages}, {letter: network.params}, {letter: network.buffers}
+
+
+class Constrained(nn.Module):
+    """A forward that keeps its own weights within bounds, as in networks with a maximum norm."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.embed = nn.Embedding(9, 6, max_norm=0.1 if how == "embedding" else None)
+        self.layer, self.how = nn.Linear(6, 3), how
+
+    def forward(self, ids):
+        if self.how == "clamp":
+            with torch.no_grad():
+                self.layer.weight.clamp_(-0.01, 0.01)
+        elif self.how == "renorm of data":
+            self.layer.weight.data = self.layer.weight.data.renorm(2, 0, 0.1)
+        elif self.how == "requires_grad":
+            self.layer.weight.requires_grad_(False)
+        return self.layer(self.embed(ids).mean(1))
+
+
+class Remembers(nn.Module):
+    """A forward that writes in place to what is registered nowhere."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.layer, self.how, self.seen, self.deep = nn.Linear(6, 3), how, torch.zeros(1), {"calls": [0]}
+
+    def forward(self, x):
+        if self.how == "a tensor":
+            self.seen += 1
+        else:
+            self.deep["calls"][0] += 1
+        return self.layer(x) * (self.seen + self.deep["calls"][0])
+
+
+class Flips(nn.Module):
+    """A forward that changes modes, attributes and the gradient flags of its own parts."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.child, self.head, self.how, self.calls = nn.BatchNorm1d(6), nn.Linear(6, 3), how, 0
+
+    def forward(self, x):
+        if self.how == "eval":
+            self.child.eval()
+        elif self.how == "train of all":
+            self.train(not self.training)
+        elif self.how == "counts":
+            self.calls += 1
+        else:
+            self.seen = x
+        return self.head(self.child(x))
+
+
+def docs(name):
+    from pathlib import Path
+
+    return (Path(__file__).parent.parent / "docs" / name).read_text()
+
+
+class Tokens(nn.Module):
+    def __init__(self, width, vocabulary=11):
+        super().__init__()
+        self.embed, self.mix = (
+            nn.Embedding(vocabulary, width),
+            nn.Sequential(nn.Linear(width, width), nn.GELU()),
+        )
+        self.head = nn.Linear(width, vocabulary)
+
+    def forward(self, ids):
+        return self.head(self.mix(self.embed(ids)))
+
+
+def texts(**options):
+    ids, mask = torch.randint(11, (2, 6)), torch.ones(2, 6, dtype=torch.long)
+    mask[1, 3:] = 0
+    networks = {
+        k: fcfd.split(Tokens(width), ["embed", "mix"], example=ids) for k, width in (("t", 8), ("s", 5))
+    }
+    labels = torch.where(mask > 0, ids, -100)
+    return fcfd.link(networks, example=ids, **options), {"Labels": labels, "Mask": mask}, ids
+
+
+def sound(width, layers=3):
+    blocks = [
+        nn.Sequential(nn.Conv1d(width if at else 1, width, 5, 2, 2), nn.BatchNorm1d(width), nn.ReLU())
+        for at in range(layers)
+    ]
+    head = nn.Sequential(nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(width, 3))
+    return nn.Sequential(*blocks, head)
+
+
+def linked_sounds(example, by="split", **options):
+    split = {
+        "split": lambda model: fcfd.split(model, ["0", "1", "2"], example=example),
+        "hand": lambda model: fcfd.split(list(model)),
+        "count": lambda model: fcfd.split(model, example=example),
+    }[by]
+    return fcfd.link({"t": split(sound(8)), "s": split(sound(4))}, example=example, **options)
+
+
+def delta(bridge):
+    """A bridge that moves channels nowhere: what is left is where it puts places."""
+    bridge.eval()
+    weight = bridge.conv.weight
+    with torch.no_grad():
+        weight.zero_()
+        for channel in range(weight.shape[0]):
+            weight[(channel, channel, *[size // 2 for size in weight.shape[2:]])] = 1
+    return bridge
+
+
+class Video(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.body = nn.ModuleList(nn.Conv3d(a, width, 3, 2, 1) for a in (3, width))
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x):
+        for block in self.body:
+            x = block(x).relu()
+        return self.head(x.mean((2, 3, 4)))
+
+
+def vit(name, width):
+    from reference.torchvision_cpu import prepare
+
+    prepare()
+    if name == "torchvision":
+        import torchvision
+
+        return torchvision.models.VisionTransformer(
+            image_size=32,
+            patch_size=8,
+            num_layers=4,
+            num_heads=2,
+            hidden_dim=width,
+            mlp_dim=2 * width,
+            num_classes=3,
+        )
+    timm = pytest.importorskip("timm")
+    if name == "timm swin":  # channels last
+        return timm.create_model("swin_tiny_patch4_window7_224", img_size=32, window_size=2, embed_dim=width,
+                                 depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), num_classes=3)  # fmt: skip
+    return timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=32,
+        patch_size=8,
+        embed_dim=width,
+        depth=4,
+        num_heads=2,
+        num_classes=3,
+    )
+
+
+class TwoInputs(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.body, self.head = nn.Linear(6, width), nn.Linear(width, 3)
+
+    def forward(self, x, t):
+        return self.head(self.body(x + t).relu())
+
+
+def two_inputs(example):
+    return {k: fcfd.split(TwoInputs(width), ["body"], example=example) for k, width in (("t", 5), ("s", 4))}
+
+
+class Mapped(UserDict):
+    """As a `BatchEncoding` of transformers."""
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def forward(self, x, mask=None, scale=None):
+        h = self.body(x)
+        return self.head(h if mask is None else h * mask)
+
+
+def berts():
+    ids, mask = torch.randint(1, 20, (2, 7)), torch.ones(2, 7, dtype=torch.long)
+    mask[1, 4:] = 0
+    example = {"input_ids": ids, "attention_mask": mask}
+    cuts = ["bert.encoder.layer.0", "bert.encoder.layer.1"]
+    networks = {
+        k: fcfd.split(bert(width), cuts, example=example, exact=False) for k, width in (("t", 16), ("s", 8))
+    }
+    return fcfd.link(networks, example=example), example
+
+
+Heads = namedtuple("Heads", "start end")
+
+
+class Spans(nn.Module):
+    """Start and end logits, as one kind of container."""
+
+    def __init__(self, width, kind):
+        super().__init__()
+        self.body, self.head, self.kind = (
+            nn.Sequential(nn.Linear(6, width), nn.ReLU()),
+            nn.Linear(width, 6),
+            kind,
+        )
+
+    def forward(self, x):
+        start, end = self.head(self.body(x)).chunk(2, -1)
+        if self.kind == "model output":
+            return text_models().modeling_outputs.QuestionAnsweringModelOutput(
+                start_logits=start, end_logits=end
+            )
+        return {
+            "tuple": (start, end),
+            "list": [start, end],
+            "dict": {"start": start, "end": end},
+            "record": Heads(start, end),
+        }[self.kind]
+
+
+def t5(width, layers):
+    transformers = text_models()
+    config = transformers.T5Config(
+        vocab_size=20, d_model=width, d_kv=4, d_ff=8, num_layers=layers, num_heads=2, decoder_start_token_id=0
+    )
+    return transformers.T5ForConditionalGeneration(config).eval()
+
+
+def t5_batch():
+    ids = torch.randint(1, 20, (2, 5))
+    return {"input_ids": ids, "decoder_input_ids": ids[:, :4], "use_cache": False}
