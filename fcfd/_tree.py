@@ -4,7 +4,7 @@ All that the library needs of `torch.utils._pytree` is here, because that module
 `torch.compile` flatten by it and torch has no public name for it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -30,7 +30,13 @@ def leaves(tree: Any) -> list[Any]:
 
 def tensors(tree: Any) -> list[Tensor]:
     """The leaves of a tree that are tensors."""
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+    found = []
+    for leaf in pytree.tree_leaves(tree):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif isinstance(leaf, Mapping):  # a mapping that is no dict, such as a tokenizer's output
+            found += tensors(dict(leaf))
+    return found
 
 
 def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:

@@ -79,11 +79,17 @@ def parse(pattern: str) -> Layout:
         prefix = int(words[at - 1])
         del words[at - 1 : at + 1]
     axes, sizes = list[str](), dict[str, int]()
+    in_a_row = False
     for at, word in enumerate(words):
-        name, _, size = word.partition("=")
+        name, equals, size = word.partition("=")
         if name not in ("(", ")") and not name.isidentifier():
             raise ValueError(f"layout {pattern!r}: {word!r} is no axis; write names such as 'b c h w'.")
-        if size:
+        in_a_row = name == "(" or (in_a_row and name != ")")
+        if equals and not (in_a_row and size.isdecimal() and int(size) > 0):
+            raise ValueError(
+                f"layout {pattern!r}: {word!r} is no size of a place in a row; write 'b (h=4 w) c'."
+            )
+        if equals:
             sizes[name] = int(size)
         axes.append(name)
         words[at] = name

@@ -29,7 +29,7 @@ from .paths import (
 from .splitting import Boundary, Network
 from .stages import Buffers, Column, Params, Stage, frozen, stage
 from .transforms import joined, laid_out
-from .walking import Columns, walk
+from .walking import Columns, batch_of, walk
 
 T = TypeVar("T")
 _PATTERNS = {  # by the number of axes; the usual one first
@@ -140,6 +140,11 @@ def link(
         's>t.0.linear.weight'
     """
     _check_networks(networks, student, teacher)
+    for tensor in tensors(example):
+        if tensor.numel() == 0:
+            raise ValueError(f"link: the example {shape(tensor)} is empty; give a batch of two examples.")
+        if tensor.is_meta:
+            raise ValueError("link: the example is on meta, so its features show no ReLU. Give a real one.")
     networks, values = _alike(networks, example)
     count = len(networks[student].stages)
     if paths is None:
@@ -239,7 +244,7 @@ def _features(letter: str, networks: Mapping[str, Network], example: Any) -> lis
 def _in_own_precision(network: Network, feature: Any) -> Any:
     """A feature in the type that it has outside autocast, which lasts no longer than the call of `link`."""
     weight = next((weight for weight in network.params.values() if weight.is_floating_point()), None)
-    if weight is None or not torch.is_autocast_enabled(weight.device.type):
+    if weight is None or weight.is_meta or not torch.is_autocast_enabled(weight.device.type):
         return feature
     return _cast(feature, weight.dtype)
 
@@ -313,7 +318,8 @@ def _seen(network: Network, at: int, feature: Any) -> str | None:
 def _told(path: str, values: Mapping[str, Any]) -> str | None:
     """The layout that sizes alone tell, of a feature of one tensor; refused where two readings fit."""
     feature = values[path]
-    readings = [_readings(tensor, values[""]) for tensor in tensors(feature)]
+    batch = batch_of(values[""], path[-1], {known for known in values if len(known) == 1})
+    readings = [_readings(tensor, batch) for tensor in tensors(feature)]
     for tensor, fitting in zip(tensors(feature), readings, strict=True):
         if len(fitting) > 1:
             raise ValueError(
@@ -379,6 +385,8 @@ def _build(
             _, column, at = step(path)
             needed[path_of(column, at)] = column, at
     for name in own:
+        if [*own.values()].count(own[name]) > 1:
+            raise ValueError(f"link: your bridge {name!r} stands at another path, too; give each its own.")
         if name not in needed:
             raise ValueError(
                 f"link: no path needs your bridge {name!r}, only {', '.join(map(repr, needed))}."
@@ -391,19 +399,25 @@ def _build(
             raise ValueError(
                 f"link: {name!r} needs a bridge that sees its target: pass bridges={{{name!r}: ...}}."
             )
+    letters = {path for path in values if len(path) == 1}
     modules: dict[str, nn.ModuleDict] = {}
     for name, (column, at) in needed.items():
         module = own.get(name)
         if module is None:
             source, target = step(name).reads[0], counterpart(name)
             read = layouts.get(source), layouts.get(target)
-            module = _made(name, values[source], values[target], read, values[""])
+            batches = batch_of(values[""], source[-1], letters), batch_of(values[""], target[-1], letters)
+            module = _made(name, values[source], values[target], read, batches)
         modules.setdefault(column, nn.ModuleDict())[str(at)] = module
     return modules
 
 
 def _made(
-    name: str, source: Any, target: Any, layouts: tuple[Layout | None, Layout | None], batch: Any
+    name: str,
+    source: Any,
+    target: Any,
+    layouts: tuple[Layout | None, Layout | None],
+    batches: tuple[Any, Any],
 ) -> nn.Module:
     """A bridge, or one for each pair of tensors: as many lead to as many, any others all to all."""
     if isinstance(source, Tensor) and isinstance(target, Tensor):
@@ -412,7 +426,7 @@ def _made(
                 f"link: {name!r} leads from {shape(source)} to {shape(target)}, and their first axis is not "
                 f"one batch. Cut elsewhere, or pass bridges={{{name!r}: ...}}."
             )
-        if _is_text(batch) and source.shape[1:-1] != target.shape[1:-1]:
+        if _is_text(batches[0]) and source.shape[1:-1] != target.shape[1:-1]:
             raise ValueError(
                 f"link: {name!r} leads from {shape(source)} to {shape(target)}, and tokens of text in other "
                 f"numbers have no places in common. Give both networks the same tokens, or pass "
@@ -422,7 +436,7 @@ def _made(
             tuple(source.shape),
             tuple(target.shape),
             rectified=bool(target.min() >= 0),
-            layouts=(_pattern(source, layouts[0], batch), _pattern(target, layouts[1], batch)),
+            layouts=(_pattern(source, layouts[0], batches[0]), _pattern(target, layouts[1], batches[1])),
         )
         return made.to(target.device, _precision(source, target))
     sources, (targets, form) = leaves(source), flatten(target)
@@ -435,7 +449,7 @@ def _made(
     rows = []
     for here, leaf in enumerate(targets):
         places = [here] if pairs else range(len(sources))
-        rows.append({at: _made(name, sources[at], leaf, layouts, batch) for at in places})
+        rows.append({at: _made(name, sources[at], leaf, layouts, batches) for at in places})
     return MultiBridge(rows, form)
 
 
@@ -490,7 +504,7 @@ def _check_own(name: str, module: nn.Module, x: Any, target: Any) -> None:
     with torch.no_grad(), torch.random.fork_rng():
         try:
             returned, _ = stage(module)(params, buffers, x)
-        except RuntimeError as error:
+        except Exception as error:  # whatever a module says to what it is given
             raise ValueError(f"link: your bridge {name!r} cannot read the feature: {error}") from error
     found, wanted = (map_tensors(shape, value) for value in (returned, target))
     if found != wanted:

@@ -144,6 +144,8 @@ def write_buffers_(module: nn.Module, buffers: Buffers) -> None:
         if name not in own:
             raise ValueError(f"write_buffers_: {type(module).__name__} has no buffer {name!r}.")
         check_type("write_buffers_", f"buffers[{name!r}]", value, Tensor, "a tensor")
+        if value.is_meta and not own[name].is_meta:
+            raise ValueError(f"write_buffers_: the new value of {name!r} is on meta and holds no numbers.")
         if not torch.can_cast(value.dtype, own[name].dtype):
             raise TypeError(
                 f"write_buffers_: buffer {name!r} is of {own[name].dtype}, which cannot hold {value.dtype}."

@@ -1,6 +1,6 @@
 """Walk a plan across networks, evaluate terms on its values, and add them up."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -170,15 +170,23 @@ def _said(error: Exception) -> str:
 
 def _batch(path: str, values: Mapping[str, Any], stages: Mapping[str, Column]) -> Any:
     """What the path's last network reads: its own batch where there is one for each, or that of all."""
-    batch = values.get("")
-    if not (isinstance(batch, Mapping) and batch and all(name in stages for name in batch)):
-        return batch
-    if path[-1] not in batch:
+    batch: Any = values.get("")
+    if _is_by_network(batch, stages) and path[-1] not in batch:
         raise ValueError(
             f"walk: path {path!r}: the batch is by network, and has none for {path[-1]!r}, only for "
             f"{', '.join(map(repr, batch))}."
         )
-    return batch[path[-1]]
+    return batch_of(batch, path[-1], stages)
+
+
+def _is_by_network(batch: Any, networks: Container[str]) -> bool:
+    """Whether a batch is one for each network: then all its names are networks."""
+    return isinstance(batch, Mapping) and len(batch) > 0 and all(name in networks for name in batch)
+
+
+def batch_of(batch: Any, network: str, networks: Container[str]) -> Any:
+    """What a network reads of a batch: its own, where there is one for each."""
+    return batch.get(network) if _is_by_network(batch, networks) else batch
 
 
 def _known(path: str, sources: tuple[str, ...], values: Mapping[str, Any]) -> tuple[str, ...]:

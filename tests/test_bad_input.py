@@ -349,7 +349,7 @@ recipes.appearance(4, ("sst",))
 recipes.appearance(4, "ss>t")
     ValueError: appearance: paths is the string 'ss>t'; give a tuple of paths: ('ss>t',).
 recipes.appearance(None, ("s>t",))
-    TypeError: unsupported operand type(s) for -: 'NoneType' and 'int'
+    TypeError: appearance: depth None must be a whole number.
 recipes.function(4, "sstt")
     ValueError: function: paths is the string 'sstt'; give a tuple of paths: ('sstt',).
 recipes.function(4, ("sst",))
@@ -779,7 +779,7 @@ fcfd.split(model, at=["0"], example=x[:, :2])
 fcfd.split(model, at=["0"], example=x.numpy())
     ValueError: split: Sequential does not run on the example (TypeError: linear(): argument 'input'
 fcfd.split(torch.nn.DataParallel(model), at=["0"], example=x)
-    ValueError: split: DataParallel wraps a model. Split model.module and distribute the training step.
+    ValueError: split: DataParallel wraps a model. Split its `module`, and distribute the training step.
 """
 
 

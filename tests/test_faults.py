@@ -115,13 +115,11 @@ def test_M1_a_teacher_with_an_aliased_block_is_left_alone(kind, by):
     )
 
 
-@pytest.mark.xfail(strict=True, reason="linked, and then: params lacks '1.weight' and 1 more")
-def test_M1_one_bridge_at_two_places():
-    """A bridge of one's own that stands at two depths is an aliased module, too."""
+def test_M1_one_bridge_at_two_places_is_refused():
+    """A bridge of one's own that stands at two depths is an aliased module, too: its dict lacked a name."""
     own = nn.Linear(5, 8)
-    nets, x = two(bridges={"s>t": own, "ss>t": own}), torch.randn(4, 6)
-    values, _ = fcfd.walk(fcfd.plan(("s>t", "ss>t")), *nets.columns, {"": x})
-    close(values["ss>t"], own(values["ss"]))
+    with pytest.raises(ValueError, match="link: your bridge 's>t' stands at another path, too"):
+        two(bridges={"s>t": own, "ss>t": own})
 
 
 @pytest.mark.parametrize("times", [2, 3])
@@ -184,9 +182,6 @@ def test_M2_the_backward_pass_of_a_stage_fails_or_is_right(kind, way):
             y.square().sum().backward()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="an attribute `..._hooks` that is a list: AttributeError in _refusals.check"
-)
 def test_M2_gradient_checkpointing_of_transformers_is_refused_and_works_when_off():
     """A BERT in training with `gradient_checkpointing_enable` gave wrong gradients."""
     model = bert().train()
@@ -286,14 +281,18 @@ def test_M4_a_forward_that_changes_its_own_module_changes_nothing(how, mode):
             fcfd.stage(model)(dict(model.named_parameters()), dict(model.named_buffers()), x)
 
 
-WRITES = pytest.mark.xfail(strict=True, reason="the copy is given the memory of the module's own tensors")
+WRITES = pytest.mark.xfail(strict=True, reason="no recording saw it, and a stage has the module's own memory")
+UNSEEN = [
+    *itertools.product(["by hand", "stage"], ["clamp", "requires_grad"]),
+    ("without proof", "clamp"),
+]
 WRITING = list(
     itertools.product(["split", "by hand", "stage", "without proof"], ["embedding", "clamp", "requires_grad"])
 )
 
 
 @pytest.mark.parametrize(
-    "way, how", [WRITING[0], *[pytest.param(*case, marks=WRITES) for case in WRITING[1:]]]
+    "way, how", [pytest.param(*case, marks=[WRITES] if case in UNSEEN else []) for case in WRITING]
 )
 def test_M4_a_forward_that_writes_to_its_weights_is_refused_or_changes_nothing(way, how):
     """A maximum norm, as of `nn.Embedding`: a walk changed the weights of student and frozen teacher."""
@@ -364,7 +363,6 @@ def test_M4_threads_on_one_model_do_not_meet(way):
 # B. The layout of a feature is guessed from its shape
 
 
-@pytest.mark.xfail(strict=True, reason="`split` does not tell yet that a Conv1d has its channels on axis 1")
 def test_B1_link_knows_the_axes_of_a_convolution_over_time():
     """`[batch, channels, time]` was read as tokens: the bridge was a linear layer over time."""
     assert_sound(linked_sounds(torch.randn(2, 1, 64)))
@@ -440,9 +438,6 @@ def test_B2_tokens_that_are_no_such_grid_are_refused(count, pattern):
         fcfd.bridge((2, count, 3), (2, 3, 2, 8), layouts=(pattern, None))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="sizes of axes that stand alone are not read, and int() says what it wants"
-)
 @pytest.mark.parametrize("pattern", ["b c h=7 w", "b h=5 w c", "b (h=a w) c", "b (h=0 w) c"])
 def test_B2_a_wrong_size_in_a_pattern_is_refused(pattern):
     """A pattern's numbers were taken on trust."""
@@ -478,7 +473,6 @@ class Patches(nn.Module):
         return self.head(self.body(self.patch(x).flatten(2).mT).mean(1))
 
 
-@pytest.mark.xfail(strict=True, reason="both grids are told by the ratio of the first image of the batch")
 @pytest.mark.parametrize("height, width", [(16, 32), (16, 64)])
 def test_B2_networks_of_images_of_two_ratios_have_two_grids(height, width):
     """Tokens of a wide image were a line, or lay on the grid of a square one."""
@@ -592,9 +586,6 @@ def test_B_the_layout_of_a_transformer_is_stated(name, pattern):
     assert all(g.isfinite().all() for g in torch.autograd.grad(loss, list(nets.params["s>t"].values())))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="`split` does not tell yet how the feature of a transformer is laid out"
-)
 @pytest.mark.parametrize("name", ["torchvision", "timm", "timm swin"])
 def test_B_link_knows_the_tokens_of_a_transformer(name):
     """A guess by shape stood for what the recording had seen."""
@@ -605,9 +596,6 @@ def test_B_link_knows_the_tokens_of_a_transformer(name):
     assert loss.isfinite()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="`split` does not tell yet how the feature of a transformer is laid out"
-)
 def test_B_link_knows_the_grid_between_a_transformer_and_maps():
     """Tokens of a wide image were laid out on a square."""
     x = torch.randn(2, 3, 32, 32)
@@ -715,9 +703,6 @@ def test_C2_several_arguments_go_through_every_call(kind):
     assert loss.isfinite()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the text of the stage is: 'this model takes x; stages after the first need it.'"
-)
 def test_C2_a_tuple_where_a_dict_is_needed_is_refused_with_the_dict_to_give():
     """`(x, t)` was refused without a word of the dict."""
     x, t = torch.randn(2, 4, 6)
@@ -726,17 +711,14 @@ def test_C2_a_tuple_where_a_dict_is_needed_is_refused_with_the_dict_to_give():
         losses.fcfd(*nets.columns, (x, t), torch.tensor([0, 1, 2, 0]), paths=())
 
 
-NOT_FOUND = pytest.mark.xfail(
-    strict=True, reason="_tree.tensors finds no tensor in a mapping that is no dict"
-)
-
-
 @pytest.mark.parametrize(
     "kind",
     [
         dict,
         OrderedDict,
-        *[pytest.param(kind, marks=NOT_FOUND) for kind in (Mapped, MappingProxyType, "BatchEncoding")],
+        Mapped,
+        MappingProxyType,
+        "BatchEncoding",
     ],
 )
 def test_C3_any_mapping_is_a_batch_by_names(kind):
@@ -901,15 +883,8 @@ def alone():
     torch.distributed.destroy_process_group()
 
 
-UNSEEN = pytest.mark.xfail(
-    strict=True, reason="only `split(model)` itself looks whether the model is wrapped"
-)
-
-
 @pytest.mark.parametrize("wrap", [nn.DataParallel, nn.parallel.DistributedDataParallel])
-@pytest.mark.parametrize(
-    "way", ["split", *[pytest.param(way, marks=UNSEEN) for way in ("by hand", "inside", "stage")]]
-)
+@pytest.mark.parametrize("way", ["split", "by hand", "inside", "stage"])
 def test_E1_a_wrapped_student_is_refused(wrap, way, alone):
     """Its hooks see nothing of a walk: gradients stay local."""
     wrapped = wrap(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)))
@@ -919,7 +894,7 @@ def test_E1_a_wrapped_student_is_refused(wrap, way, alone):
         "inside": lambda: fcfd.split(nn.Sequential(wrapped, nn.ReLU()), ["0"], example=torch.randn(2, 6)),
         "stage": lambda: fcfd.stage(wrapped),
     }
-    with pytest.raises(ValueError, match=f"{wrap.__name__} wraps a model"):
+    with pytest.raises(ValueError, match=f"{wrap.__name__},? wraps a model"):
         calls[way]()
 
 

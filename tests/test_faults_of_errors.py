@@ -254,9 +254,9 @@ def test_D4_depths_are_checked(name):
 
 
 @pytest.mark.parametrize("call, text", [
-    (lambda: recipes.simkd(1), "simkd: depth is 1"),
-    (lambda: recipes.srrl(1), "srrl: depth is 1"),
-    (lambda: recipes.hybrid_assistant(2), "hybrid_assistant: depth is 2"),
+    (lambda: recipes.simkd(1), "simkd: depth 1 must be at least 2"),
+    (lambda: recipes.srrl(1), "srrl: depth 1 must be at least 2"),
+    (lambda: recipes.hybrid_assistant(2), "hybrid_assistant: depth 2 must be at least 3"),
     (lambda: recipes.hybrid_assistant(5, at=4), "hybrid_assistant: at is 4"),
     (lambda: recipes.kd(3, teacher="s"), "kd: student and teacher are both 's'"),
     (lambda: recipes.fcfd(3, (), (), student="t"), "fcfd: student and teacher are both 't'"),
@@ -348,13 +348,22 @@ def test_D5_a_wrong_object_is_named_at_once(name):
 
 LATE = {
     "at True": (lambda: any_of.split(SMALL, True, example=X), "split: at=True"),
-    "at None": (lambda: any_of.split(SMALL, [None], example=X), "split: .*None"),
-    "at an empty tuple": (lambda: any_of.split(SMALL, [()], example=X), r"split: .*\(\)"),
-    "at a number in a tuple": (lambda: any_of.split(SMALL, [("0", 1)], example=X), "split: .*1"),
+    "at None": (lambda: any_of.split(SMALL, [None], example=X), "split: a boundary is of type NoneType"),
+    "at an empty tuple": (
+        lambda: any_of.split(SMALL, [()], example=X),
+        "a boundary is an empty tuple",
+    ),
+    "at a number in a tuple": (
+        lambda: any_of.split(SMALL, [("0", 1)], example=X),
+        "a name .* of type int",
+    ),
     "an example of nothing": (lambda: any_of.split(SMALL, ["0"], example=()), "split: .*is empty"),
     "an example without names": (lambda: any_of.split(SMALL, ["0"], example={}), "split: .*is empty"),
     "a module list": (lambda: any_of.split(nn.ModuleList(SMALL), example=X), r"split: .*list\(model\)"),
-    "a module dict": (lambda: any_of.split(nn.ModuleDict({"a": SMALL}), example=X), "split: .*no forward"),
+    "a module dict": (
+        lambda: any_of.split(nn.ModuleDict({"a": SMALL}), example=X),
+        "ModuleDict has no forward",
+    ),
     "link no example": (lambda: two_of(torch.randn(0, 6)), "link: .*empty"),
     "a bridge of two inputs": (lambda: two(bridges={"s>t": nn.Bilinear(5, 5, 8)}), "link: your bridge 's>t'"),
 }
@@ -364,20 +373,14 @@ def two_of(example):
     return fcfd.link({"t": layers(6, 5, 3), "s": layers(6, 4, 3)}, example=example)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bare TypeError, IndexError or RuntimeError, nothing, or the example is blamed"
-)
 @pytest.mark.parametrize("name", LATE)
-def test_D5_what_is_still_named_late(name):
+def test_D5_relatives_are_named_at_once(name):
     """Relatives of the wrong objects above."""
     call, text = LATE[name]
     with pytest.raises((TypeError, ValueError), match=text):
         call()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="AttributeError: 'Linear' object has no attribute 'items', and the like"
-)
 @pytest.mark.parametrize(
     "name, call",
     [
@@ -402,19 +405,14 @@ def test_D5_a_model_on_meta_is_split(example):
     assert META[0].weight.is_meta
 
 
-@pytest.mark.xfail(strict=True, reason="torch.is_autocast_enabled('meta'): unknown device type for autocast")
-def test_D5_networks_on_meta_are_linked():
-    """They were split, and then `RuntimeError` of no path came from `link`."""
+def test_D5_networks_on_meta_are_not_linked():
+    """They were split, and then `RuntimeError` of no path came from `link`. Features on meta show no ReLU."""
     x = torch.randn(2, 6, device="meta")
     networks = {k: fcfd.split(META, ["0"], example=x) for k in "ts"}
-    assert {p.device.type for p in fcfd.link(networks, example=x, paths=("s>t",)).bridges.parameters()} == {
-        "meta"
-    }
+    with pytest.raises(ValueError, match="link: the example is on meta"):
+        fcfd.link(networks, example=x, paths=("s>t",))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the example is blamed: 'Inference tensors do not track version counter'"
-)
 def test_D5_split_in_inference_mode_is_named():
     """Another state of torch for which the example is blamed."""
     model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
@@ -463,10 +461,7 @@ WRITES = [
 ]
 
 
-UNCHECKED = pytest.mark.xfail(strict=True, reason="types and devices of values are not checked")
-
-
-@pytest.mark.parametrize("at", [0, 1, *[pytest.param(at, marks=UNCHECKED) for at in range(2, len(WRITES))]])
+@pytest.mark.parametrize("at", range(len(WRITES)))
 def test_D6_buffers_are_written_all_or_none(at):
     """`write_buffers_` could write half before it failed, and dropped imaginary parts."""
     norm = nn.BatchNorm1d(3)

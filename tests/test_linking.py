@@ -405,7 +405,7 @@ def test_paths_and_bridges_may_be_written_short():
 
 @pytest.mark.parametrize(
     ("shape", "expected"),
-    [((2, 7, 7, 16), (2, 16, 7, 7)), ((2, 16, 7, 7), (2, 16, 7, 7)), ((2, 50, 16), (2, 50, 16))],
+    [((2, 7, 7, 16), (2, 16, 7, 7)), ((2, 16, 7, 7), (2, 16, 7, 7)), ((2, 50, 24), (2, 50, 24))],
 )
 def test_a_feature_of_images_keeps_their_ratio(shape, expected):
     """So one reading fits: a map with its channels last, or first; or a class token and 49 patches."""

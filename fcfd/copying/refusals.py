@@ -33,6 +33,15 @@ def check(who: str, model: Any) -> None:
                 f"{who}: {where} is compiled. Pass the model as it was before (`_orig_mod`), and compile the "
                 "stages: fcfd.compiled."
             )
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise ValueError(
+                f"{who}: {where} wraps a model. Split its `module`, and distribute the training step."
+            )
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+            raise ValueError(
+                f"{who}: {where} has max_norm, and its forward writes to its weights. Turn it off, and clip "
+                "them in the training loop."
+            )
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"{who}: {where} is scripted and has no forward to run. Pass what was scripted.")
         for held in (*vars(module).values(), *hooks(module)):

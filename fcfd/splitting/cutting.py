@@ -84,10 +84,18 @@ def split(
     """
     if not isinstance(model, nn.Module):
         return by_hand(model, at, example)
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        kind = type(model).__name__
-        raise ValueError(f"split: {kind} wraps a model. Split model.module and distribute the training step.")
     check("split", model)
+    if isinstance(model, nn.ModuleList | nn.ModuleDict):
+        raise ValueError(
+            f"split: a {type(model).__name__} has no forward. Pass list(model) for stages in a row, or the "
+            "model that holds it."
+        )
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "split: inference_mode is on, and autograd's graph tells the cuts. Split outside of it."
+        )
+    if isinstance(example, tuple | list | Mapping) and not example:
+        raise ValueError("split: the example is empty; give a batch that the model takes.")
     _check_at(at)
     before = state_of(model)
     with random_state_kept():
@@ -138,7 +146,7 @@ def split(
 def _check_at(at: Any) -> None:
     if at is None:
         return
-    if isinstance(at, str) or not isinstance(at, int | Iterable):
+    if isinstance(at, str | bool) or not isinstance(at, int | Iterable):
         raise TypeError(f"split: at={at!r}; pass a number of stages, or a list of names: at=[{at!r}].")
     if isinstance(at, int) and at < 1:
         raise ValueError(f"split: at={at} stages; a model has at least one.")
@@ -163,10 +171,18 @@ def _recorded(model: nn.Module, example: Any, share: bool) -> tuple[Batch, Recor
         own = (
             map_tensors(lambda tensor: tensor.detach().to("meta"), batch) if on_meta else clone(detach(batch))
         )
+        before = [(weight._version, weight.requires_grad) for weight in twin.parameters()]
         try:
-            return batch, record(twin, own)
+            recording = record(twin, own)
         except Exception as error:  # whatever a model's forward raises
             errors.append(error)
+            continue
+        if [(weight._version, weight.requires_grad) for weight in twin.parameters()] != before:
+            raise ValueError(
+                f"split: the forward of {type(model).__name__} writes to its own parameters, and a stage "
+                "would write to the model's. Do that in the training loop."
+            )
+        return batch, recording
     given = "the example" if example is not None else f"an image batch (2, 3, {_SIZES[0]}, {_SIZES[0]})"
     raise ValueError(
         f"split: {type(model).__name__} does not run on {given} ({type(errors[0]).__name__}: {errors[0]}). "

@@ -134,7 +134,10 @@ def _inject(
     batch = {}
     for name in piece.context:
         if name not in buffers:
-            raise ValueError(f"split: this model takes {name}; stages after the first need it.")
+            raise ValueError(
+                f"split: this model takes {name}; stages after the first need it. Give the batch as a dict, "
+                f"{{{name!r}: ...}}, as in the example of the split."
+            )
         batch[name] = buffers[name]
     moved = any(leaf.moved for leaf in leaves_of(piece.inputs))
     return (), clone(batch) if moved else batch
