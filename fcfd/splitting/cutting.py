@@ -84,19 +84,7 @@ def split(
     """
     if not isinstance(model, nn.Module):
         return by_hand(model, at, example)
-    check("split", model)
-    if isinstance(model, nn.ModuleList | nn.ModuleDict):
-        raise ValueError(
-            f"split: a {type(model).__name__} has no forward. Pass list(model) for stages in a row, or the "
-            "model that holds it."
-        )
-    if torch.is_inference_mode_enabled():
-        raise ValueError(
-            "split: inference_mode is on, and autograd's graph tells the cuts. Split outside of it."
-        )
-    if isinstance(example, tuple | list | Mapping) and not example:
-        raise ValueError("split: the example is empty; give a batch that the model takes.")
-    _check_at(at)
+    _check_arguments(model, at, example)
     before = state_of(model)
     with random_state_kept():
         batch, recording = _recorded(model, example, share=not proof)
@@ -143,7 +131,19 @@ def split(
     )
 
 
-def _check_at(at: Any) -> None:
+def _check_arguments(model: nn.Module, at: Any, example: Any) -> None:
+    check("split", model)
+    if isinstance(model, nn.ModuleList | nn.ModuleDict):
+        raise ValueError(
+            f"split: a {type(model).__name__} has no forward. Pass list(model) for stages in a row, or the "
+            "model that holds it."
+        )
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "split: inference_mode is on, and autograd's graph tells the cuts. Split outside of it."
+        )
+    if isinstance(example, tuple | list | Mapping) and not example:
+        raise ValueError("split: the example is empty; give a batch that the model takes.")
     if at is None:
         return
     if isinstance(at, str | bool) or not isinstance(at, int | Iterable):
