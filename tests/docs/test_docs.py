@@ -25,10 +25,12 @@ from reference import torchvision_cpu
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "benchmarks" / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 WITHIN_LOSSES = ("families", "objectives")
+INTERNAL = ("copying",)
+"""A wing of which users import nothing."""
 MODULES = sorted(
     info.name
     for info in pkgutil.iter_modules(fcfd.__path__)
-    if not info.name.startswith("_") and info.name not in WITHIN_LOSSES
+    if not info.name.startswith("_") and info.name not in (*WITHIN_LOSSES, *INTERNAL)
 )
 FACES = ("losses", "splitting")
 """What users import from these is defined elsewhere: their pages list it."""

@@ -641,7 +641,7 @@ REFUSED: dict[str, tuple[Any, Any, Any, str]] = {
     "no image": (normed, None, None, r"does not run on an image batch \(2, 3, 224, 224\) .*Pass example="),
     "example": (Tower, None, ROWS, r"Tower does not run on the example \(RuntimeError"),
     "unseen": (Hidden, ["a"], ROWS, r"compose\(stages\) differs from the model in train mode\. Use other"),
-    "data parallel": (lambda: nn.DataParallel(Tower()), None, IMAGES, r"Split model\.module"),
+    "data parallel": (lambda: nn.DataParallel(Tower()), None, IMAGES, r"wraps a model. Split its `module`"),
     "a list and names": (lambda: [Tower()], ["stem"], IMAGES, r"a list of modules is a model in stages"),
 }
 
