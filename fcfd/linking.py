@@ -114,13 +114,12 @@ def link(
             every student's feature bridged into the teacher.
         bridges: Modules of your own by the path of what they return: `{"ss>t": module}`. A bridge that sees
             the target's feature, `{"ss&t": module}`, reads the pair `(feature, seen)`.
+        layouts: The axes of features as `fcfd.layouts` says, of all of a network's or of one:
+            `{"s": "b c t", "tt": "b (1 + h=14 w) c"}`. Not needed where `split` saw them, or one reading
+            alone fits. Features are handed out in the form that losses read: `"b c t"` as `"b c 1 t"`.
 
     Returns:
         A `Linked`.
-
-        layouts: The axes of features as `fcfd.layouts` says, of all of a network's or of one:
-            `{"s": "b c t", "tt": "b (1 + h=14 w) c"}`. Not needed where `split` saw them, or the number of
-            axes tells. Features are handed out in the form that losses read: `"b c t"` as `"b c 1 t"`.
 
     Raises:
         ValueError: A network is missing, a path does not fit the networks, a bridge of your own returns the
@@ -298,7 +297,7 @@ def _layouts(
                 if pattern is None:
                     pattern = _seen(networks[letter], at, values[feature])
                 if pattern is None and simple not in own:
-                    pattern = _told(feature, values)
+                    pattern = _told(feature, values, by_hand=not networks[letter].layouts)
                 if pattern is not None:
                     found[feature] = parse(pattern)
     return found
@@ -315,11 +314,11 @@ def _seen(network: Network, at: int, feature: Any) -> str | None:
     return several.pop() if len(several) == 1 else None
 
 
-def _told(path: str, values: Mapping[str, Any]) -> str | None:
+def _told(path: str, values: Mapping[str, Any], by_hand: bool) -> str | None:
     """The layout that sizes alone tell, of a feature of one tensor; refused where two readings fit."""
     feature = values[path]
     batch = batch_of(values[""], path[-1], {known for known in values if len(known) == 1})
-    readings = [_readings(tensor, batch) for tensor in tensors(feature)]
+    readings = [_readings(tensor, batch, by_hand) for tensor in tensors(feature)]
     for tensor, fitting in zip(tensors(feature), readings, strict=True):
         if len(fitting) > 1:
             raise ValueError(
@@ -331,14 +330,17 @@ def _told(path: str, values: Mapping[str, Any]) -> str | None:
     return readings[0][0] if one else None
 
 
-def _readings(tensor: Tensor, batch: Any) -> list[str]:
-    """The layouts that a feature may have. Made of an image, it keeps the ratio of its height and width."""
+def _readings(tensor: Tensor, batch: Any, by_hand: bool) -> list[str]:
+    """The layouts that a feature may have. Made of an image, it keeps the ratio of its height and width.
+
+    Channels last are never taken of stages by hand, of which no recording saw that they may be.
+    """
     patterns = _PATTERNS.get(tensor.ndim, [])
     if tensor.ndim == 3 and _is_text(batch):
         return ["b t c"]
     ratio = _ratio(batch)
     fitting = [one for one in patterns if ratio is not None and _keeps(tensor, one, ratio)]
-    if len(fitting) == 1:
+    if len(fitting) == 1 and not (by_hand and fitting == ["b h w c"]):
         return fitting
     usual = tensor.ndim == 4 and not channels_last(tuple(tensor.shape))
     return patterns[:1] if usual else patterns

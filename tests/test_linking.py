@@ -403,31 +403,37 @@ def test_paths_and_bridges_may_be_written_short():
     assert nets.bridges["s>t"]["1"] is own
 
 
-@pytest.mark.parametrize(
-    ("shape", "expected"),
-    [((2, 7, 7, 16), (2, 16, 7, 7)), ((2, 16, 7, 7), (2, 16, 7, 7)), ((2, 50, 24), (2, 50, 24))],
-)
-def test_a_feature_of_images_keeps_their_ratio(shape, expected):
-    """So one reading fits: a map with its channels last, or first; or a class token and 49 patches."""
+class Fixed(nn.Module):
+    """Returns a feature of some shape, whatever it reads."""
 
-    class Fixed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.feature = nn.Parameter(torch.randn(1, *shape[1:]))
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.feature = nn.Parameter(torch.randn(1, *shape))
 
-        def forward(self, x):
-            return self.feature.expand(len(x), *shape[1:])
+    def forward(self, x):
+        return self.feature.expand(len(x), *self.feature.shape[1:])
 
-    class Head(nn.Module):
-        def forward(self, x):
-            return x.flatten(1)[:, :3]
 
-    networks = {letter: fcfd.split([Fixed(), Head()]) for letter in "st"}
+@pytest.mark.parametrize("shape", [(16, 7, 7), (50, 24)])
+def test_a_feature_of_images_keeps_their_ratio(shape):
+    """So one reading fits: a map with its channels first; or a class token and 49 patches."""
+    networks = {letter: fcfd.split([Fixed(*shape), nn.Flatten()]) for letter in "st"}
     images = torch.randn(2, 3, 28, 28)
     nets = fcfd.link(networks, example=images, paths=("s>t",))
     values, _ = fcfd.walk(fcfd.plan(["ss", "s>t"]), *nets.columns, {"": images})
-    assert values["s"].shape == values["s>t"].shape == expected
-    assert values["ss"].shape == (2, 3)
+    assert values["s"].shape == values["s>t"].shape == (2, *shape)
+
+
+def test_channels_last_of_stages_by_hand_are_stated():
+    """Eight channels of 8·4 pixels and 4 channels of 8·8 have one shape."""
+    networks = {letter: fcfd.split([Fixed(8, 8, 4), nn.Flatten()]) for letter in "st"}
+    images = torch.randn(2, 3, 16, 16)
+    with pytest.raises(ValueError, match=r"'s', \[2, 8, 8, 4\], may be 'b c h w' or 'b h w c'"):
+        fcfd.link(networks, example=images, paths=("s>t",))
+    nets = fcfd.link(networks, example=images, paths=("s>t",), layouts={"s": "b h w c", "t": "b c h w"})
+    values, _ = fcfd.walk(fcfd.plan(["s>t"]), *nets.columns, {"": images})
+    assert values["s"].shape == (2, 4, 8, 8)
+    assert values["s>t"].shape == (2, 8, 8, 4)
 
 
 def test_two_readings_are_both_named():
