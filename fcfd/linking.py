@@ -8,36 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from ._text import check_mapping, check_type, listing, table
-from ._tree import flatten, leaves, map_tensors, shape, tensors
-from .bridges import MultiBridge, bridge
-from .layouts import Layout, channels_last, grid, into_form, parse
+from ._tree import map_tensors, shape, tensors
+from .bridging import build, cast, column_of, layouts_of, needed
+from .layouts import into_form
 from .matching import match
-from .paths import (
-    bridged,
-    counterpart,
-    crosses,
-    crossings,
-    depth,
-    expand,
-    is_bridged,
-    listed,
-    path_of,
-    plan,
-    pure,
-    step,
-)
+from .paths import bridged, crosses, crossings, depth, expand, is_bridged, listed, plan, pure
 from .splitting import Boundary, Network
-from .stages import Buffers, Column, Params, Stage, frozen, stage
+from .stages import Column, frozen
 from .transforms import joined, laid_out
-from .walking import Columns, batch_of, walk
+from .walking import Columns, walk
 
 T = TypeVar("T")
-_PATTERNS = {  # by the number of axes; the usual one first
-    2: ["b c"],
-    3: ["b t c", "b c t"],
-    4: ["b c h w", "b h w c"],
-    5: ["b c d h w"],
-}
 
 
 class Linked(NamedTuple):
@@ -152,11 +133,11 @@ def link(
     paths = listed("link", paths)
     _check_paths(paths, networks, count)
     own, stated = _by_path("bridges", bridges, nn.Module), _by_path("layouts", layouts, str)
-    planned = plan(paths)
-    read = _layouts(planned, networks, values, stated, own)
+    wanted = needed(plan(paths))
+    read = layouts_of(wanted, networks, values, stated, own)
     for path, layout in read.items():
         values[path] = map_tensors(partial(into_form, layout=layout), values[path])
-    modules = _build(planned, values, read, own)
+    modules = build(wanted, values, read, own)
     columns = {}
     for letter, network in networks.items():
         columns[letter] = laid_out(network.stages, [read.get(pure(letter, at)) for at in range(1, count)])
@@ -164,7 +145,7 @@ def link(
     params[student] = dict(networks[student].params)
     buffers = {letter: dict(network.buffers) for letter, network in networks.items()}
     for column, built in modules.items():
-        columns[column] = _column(column, built, count - 1, values, own)
+        columns[column] = column_of(column, built, count - 1, values, own)
         params[column] = dict(built.named_parameters())
         buffers[column] = dict(built.named_buffers())
     return Linked(
@@ -245,16 +226,12 @@ def _in_own_precision(network: Network, feature: Any) -> Any:
     weight = next((weight for weight in network.params.values() if weight.is_floating_point()), None)
     if weight is None or weight.is_meta or not torch.is_autocast_enabled(weight.device.type):
         return feature
-    return _cast(feature, weight.dtype)
-
-
-def _first(feature: Any) -> Tensor:
-    """A feature, or the first tensor of one that has several."""
-    return tensors(feature)[0]
+    return cast(feature, weight.dtype)
 
 
 def _size(feature: Any) -> tuple[int, ...]:
-    return tuple(_first(feature).shape)
+    """The shape of a feature, or of the first tensor of one that has several."""
+    return tuple(tensors(feature)[0].shape)
 
 
 def _check_paths(paths: Iterable[str], networks: Mapping[str, Network], count: int) -> None:
@@ -266,248 +243,3 @@ def _check_paths(paths: Iterable[str], networks: Mapping[str, Network], count: i
                 f"link: path {path!r} is too long: networks of {count} stages have features to bridge at "
                 f"depths 1 to {count - 1}, and logits at {count}."
             )
-
-
-# Layouts
-
-
-def _layouts(
-    planned: Iterable[str],
-    networks: Mapping[str, Network],
-    values: Mapping[str, Any],
-    stated: Mapping[str, str],
-    own: Mapping[str, nn.Module],
-) -> dict[str, Layout]:
-    """How the features that bridges read and lead to are laid out: as stated, as seen, or as axes tell."""
-    for path in stated:
-        if path not in networks and path not in values:
-            features = [name for name in values if name]
-            raise ValueError(
-                f"link: layouts names {path!r}, which is no network and no feature; there are "
-                f"{listing([*map(repr, networks), *map(repr, features)])}."
-            )
-    found: dict[str, Layout] = {}
-    for path in planned:
-        if is_bridged(path):
-            _, column, at = step(path)
-            simple = path_of(column, at)
-            for feature in (step(simple).reads[0], counterpart(simple)):
-                letter = feature[0]
-                pattern = stated.get(feature) or stated.get(letter)
-                if pattern is None:
-                    pattern = _seen(networks[letter], at, values[feature])
-                if pattern is None and simple not in own:
-                    pattern = _told(feature, values, by_hand=not networks[letter].layouts)
-                if pattern is not None:
-                    found[feature] = parse(pattern)
-    return found
-
-
-def _seen(network: Network, at: int, feature: Any) -> str | None:
-    """What the recording of the model tells of a stage's feature."""
-    pattern = network.layouts[at] if network.layouts else None
-    places = network.grids[at] if network.grids else None
-    if pattern == "b t c" and places is not None:
-        height, width = places
-        return f"b ({feature.shape[1] - height * width} + h={height} w={width}) c"
-    several = {*leaves(pattern)}  # of a feature of several tensors, where they are laid out alike
-    return several.pop() if len(several) == 1 else None
-
-
-def _told(path: str, values: Mapping[str, Any], by_hand: bool) -> str | None:
-    """The layout that sizes alone tell, of a feature of one tensor; refused where two readings fit."""
-    feature = values[path]
-    batch = batch_of(values[""], path[-1], {known for known in values if len(known) == 1})
-    readings = [_readings(tensor, batch, by_hand) for tensor in tensors(feature)]
-    for tensor, fitting in zip(tensors(feature), readings, strict=True):
-        if len(fitting) > 1:
-            raise ValueError(
-                f"link: the feature {path!r}, {shape(tensor)}, may be {' or '.join(map(repr, fitting))} "
-                "(batch, channels, and places in space or time). State which: "
-                f"layouts={{{path!r}: ...}}, or {{{path[0]!r}: ...}} for all features of network {path[0]!r}."
-            )
-    one = isinstance(feature, Tensor) and len(readings[0]) == 1
-    return readings[0][0] if one else None
-
-
-def _readings(tensor: Tensor, batch: Any, by_hand: bool) -> list[str]:
-    """The layouts that a feature may have. Made of an image, it keeps the ratio of its height and width.
-
-    Channels last are never taken of stages by hand, of which no recording saw that they may be.
-    """
-    patterns = _PATTERNS.get(tensor.ndim, [])
-    if tensor.ndim == 3 and _is_text(batch):
-        return ["b t c"]
-    ratio = _ratio(batch)
-    fitting = [one for one in patterns if ratio is not None and _keeps(tensor, one, ratio)]
-    if len(fitting) == 1 and not (by_hand and fitting == ["b h w c"]):
-        return fitting
-    usual = tensor.ndim == 4 and not channels_last(tuple(tensor.shape))
-    return patterns[:1] if usual else patterns
-
-
-def _keeps(tensor: Tensor, pattern: str, ratio: float) -> bool:
-    """Whether the places of a feature, read so, are a map or a row of patches of a ratio."""
-    sizes = dict(zip(pattern.split(), tensor.shape, strict=True))
-    if "h" in sizes:
-        return abs(sizes["h"] - ratio * sizes["w"]) < 1
-    try:
-        return "t" not in sizes or grid(sizes["t"], ratio=ratio) is not None
-    except ValueError:  # more than one grid
-        return True
-
-
-def _ratio(batch: Any) -> float | None:
-    """The height by the width of the images of a batch, if it has some."""
-    images = [tensor for tensor in tensors(batch) if tensor.ndim == 4]
-    return images[0].shape[2] / images[0].shape[3] if images else None
-
-
-def _pattern(tensor: Tensor, layout: Layout | None, batch: Any) -> str | None:
-    """The layout of a feature that is in its form, with the grid of tokens where it is known."""
-    if tensor.ndim != 3:
-        return next(iter(_PATTERNS.get(tensor.ndim, [])), None)
-    found = grid(tensor.shape[1], layout=layout, ratio=_ratio(batch))
-    return "b t c" if found is None else f"b ({found.prefix} + h={found.height} w={found.width}) c"
-
-
-# Bridges
-
-
-def _build(
-    planned: Iterable[str],
-    values: Mapping[str, Any],
-    layouts: Mapping[str, Layout],
-    own: Mapping[str, nn.Module],
-) -> dict[str, nn.ModuleDict]:
-    """The bridges that a plan runs, by column and by the stage that they follow."""
-    needed = {}
-    for path in planned:
-        if is_bridged(path):
-            _, column, at = step(path)
-            needed[path_of(column, at)] = column, at
-    for name in own:
-        if [*own.values()].count(own[name]) > 1:
-            raise ValueError(f"link: your bridge {name!r} stands at another path, too; give each its own.")
-        if name not in needed:
-            raise ValueError(
-                f"link: no path needs your bridge {name!r}, only {', '.join(map(repr, needed))}."
-            )
-    for name in needed:  # all refusals first: building one draws random numbers
-        seen = [values[path] for path in step(name).reads]
-        if name in own:
-            _check_own(name, own[name], tuple(seen) if len(seen) > 1 else seen[0], values[counterpart(name)])
-        elif len(seen) > 1:
-            raise ValueError(
-                f"link: {name!r} needs a bridge that sees its target: pass bridges={{{name!r}: ...}}."
-            )
-    letters = {path for path in values if len(path) == 1}
-    modules: dict[str, nn.ModuleDict] = {}
-    for name, (column, at) in needed.items():
-        module = own.get(name)
-        if module is None:
-            source, target = step(name).reads[0], counterpart(name)
-            read = layouts.get(source), layouts.get(target)
-            batches = batch_of(values[""], source[-1], letters), batch_of(values[""], target[-1], letters)
-            module = _made(name, values[source], values[target], read, batches)
-        modules.setdefault(column, nn.ModuleDict())[str(at)] = module
-    return modules
-
-
-def _made(
-    name: str,
-    source: Any,
-    target: Any,
-    layouts: tuple[Layout | None, Layout | None],
-    batches: tuple[Any, Any],
-) -> nn.Module:
-    """A bridge, or one for each pair of tensors: as many lead to as many, any others all to all."""
-    if isinstance(source, Tensor) and isinstance(target, Tensor):
-        if source.shape[:1] != target.shape[:1]:
-            raise ValueError(
-                f"link: {name!r} leads from {shape(source)} to {shape(target)}, and their first axis is not "
-                f"one batch. Cut elsewhere, or pass bridges={{{name!r}: ...}}."
-            )
-        if _is_text(batches[0]) and source.shape[1:-1] != target.shape[1:-1]:
-            raise ValueError(
-                f"link: {name!r} leads from {shape(source)} to {shape(target)}, and tokens of text in other "
-                f"numbers have no places in common. Give both networks the same tokens, or pass "
-                f"bridges={{{name!r}: ...}} that aligns them."
-            )
-        made = bridge(
-            tuple(source.shape),
-            tuple(target.shape),
-            rectified=bool(target.min() >= 0),
-            layouts=(_pattern(source, layouts[0], batches[0]), _pattern(target, layouts[1], batches[1])),
-        )
-        return made.to(target.device, _precision(source, target))
-    sources, (targets, form) = leaves(source), flatten(target)
-    if not all(isinstance(leaf, Tensor) for leaf in (*sources, *targets)):
-        raise ValueError(
-            f"link: {name!r} leads between features that hold more than tensors; pass "
-            f"bridges={{{name!r}: ...}}."
-        )
-    pairs = len(sources) == len(targets)
-    rows = []
-    for here, leaf in enumerate(targets):
-        places = [here] if pairs else range(len(sources))
-        rows.append({at: _made(name, sources[at], leaf, layouts, batches) for at in places})
-    return MultiBridge(rows, form)
-
-
-def _precision(source: Tensor, target: Tensor) -> torch.dtype:
-    """What a bridge's own weights are in: float32, or float64 where a network is."""
-    return torch.promote_types(torch.promote_types(source.dtype, target.dtype), torch.float32)
-
-
-def _column(
-    name: str, built: nn.ModuleDict, count: int, values: Mapping[str, Any], own: Mapping[str, nn.Module]
-) -> Column:
-    """The bridges of one column as stages. One of the user's own may begin with an operation in place."""
-    stages: list[Stage | None] = [None] * count
-    for key, module in built.items():
-        path = path_of(name, int(key))
-        if path in own:
-            stages[int(key)] = stage(module, f"{key}.")
-        else:
-            run = stage(module, f"{key}.", protect=False)
-            source, target = values[step(path).reads[0]], values[counterpart(path)]
-            stages[int(key)] = _fitted(run, _first(source), _first(target))
-    return tuple(stages)
-
-
-def _fitted(run: Stage, source: Tensor, target: Tensor) -> Stage:
-    """A bridge that reads the source's precision and writes the target's, whatever its own is."""
-    own = _precision(source, target)
-    if source.dtype == own == target.dtype:
-        return run
-    return partial(_run_fitted, run, own, target.dtype)
-
-
-def _run_fitted(
-    run: Stage, reads: torch.dtype, writes: torch.dtype, params: Params, buffers: Buffers, x: Any
-) -> tuple[Any, dict[str, Tensor]]:
-    y, new = run(params, buffers, _cast(x, reads))
-    return _cast(y, writes), new
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    return map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, value)
-
-
-def _is_text(batch: Any) -> bool:
-    """Whether the networks read integers: tokens of text, not pixels."""
-    found = tensors(batch)
-    return bool(found) and not found[0].is_floating_point()
-
-
-def _check_own(name: str, module: nn.Module, x: Any, target: Any) -> None:
-    params, buffers = dict(module.named_parameters()), dict(module.named_buffers())
-    with torch.no_grad(), torch.random.fork_rng():
-        try:
-            returned, _ = stage(module)(params, buffers, x)
-        except Exception as error:  # whatever a module says to what it is given
-            raise ValueError(f"link: your bridge {name!r} cannot read the feature: {error}") from error
-    found, wanted = (map_tensors(shape, value) for value in (returned, target))
-    if found != wanted:
-        raise ValueError(f"link: your bridge {name!r} returns {found}; the feature there is {wanted}.")

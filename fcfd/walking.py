@@ -1,7 +1,7 @@
 """Walk a plan across networks, evaluate terms on its values, and add them up."""
 
 from collections.abc import Container, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -140,15 +140,12 @@ def _run(
     state = {**buffers[column], **batch} if isinstance(batch, Mapping) else buffers[column]
     try:
         result = stage(params[column], state, inputs[0] if len(inputs) == 1 else inputs)
-    except torch.OutOfMemoryError as error:
-        raise torch.OutOfMemoryError(f"walk: path {path!r}: {error}") from error
     except Exception as error:
-        if _is_compiler(error):
-            raise
-        raise ValueError(
-            f"walk: path {path!r}: entry {at} of column {column!r} cannot run on {shapes(inputs)} "
-            f"from {' and '.join(map(repr, sources))}: {_said(error)}"
-        ) from error
+        said = (
+            f": entry {at} of column {column!r} cannot run on {shapes(inputs)} "
+            f"from {' and '.join(map(repr, sources))}"
+        )
+        _reraise(error, f"walk: path {path!r}", said)
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
         raise ValueError(
             f"walk: path {path!r}: entry {at} of column {column!r} returned {type(result).__name__}; a stage "
@@ -157,15 +154,17 @@ def _run(
     return result
 
 
-def _is_compiler(error: Exception) -> bool:
-    """Whether an error is torch.compile's own, whose class its users look for."""
-    return type(error).__module__.startswith("torch._dynamo")
-
-
-def _said(error: Exception) -> str:
-    """What an error says, with its class where that is news: a KeyError says but a key."""
-    plain = type(error) in (ValueError, RuntimeError)
-    return str(error) if plain else f"{type(error).__name__}: {error}"
+def _reraise(error: Exception, where: str, what: str) -> NoReturn:
+    """Raise an error from inside under the name of where it arose; classes that are looked for stay."""
+    if type(error).__module__.startswith("torch._dynamo"):  # torch.compile's own
+        raise error
+    if isinstance(error, torch.OutOfMemoryError):
+        raise torch.OutOfMemoryError(f"{where}: {error}") from error
+    plain = type(error) in (
+        ValueError,
+        RuntimeError,
+    )  # the class of others is news: a KeyError says but a key
+    raise ValueError(f"{where}{what}: {error if plain else f'{type(error).__name__}: {error}'}") from error
 
 
 def _batch(path: str, values: Mapping[str, Any], stages: Mapping[str, Column]) -> Any:
@@ -268,7 +267,11 @@ def evaluate(terms: Terms, values: Mapping[str, Any]) -> dict[str, Tensor]:
         {'label': tensor(0.6931)}
     """
     check_mapping("evaluate", "values", values, "what a walk returned, by path")
-    return {name: _part(name, term, values) for name, term in present(check_terms("evaluate", terms)).items()}
+    return _parts(present(check_terms("evaluate", terms)), values)
+
+
+def _parts(terms: Terms, values: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: _part(name, term, values) for name, term in terms.items()}
 
 
 def _part(name: str, term: Term, values: Mapping[str, Any]) -> Tensor:
@@ -278,15 +281,9 @@ def _part(name: str, term: Term, values: Mapping[str, Any]) -> Tensor:
         part = term.loss(*predictions, *targets)
         if isinstance(part, Tensor):
             return part.mean()
-    except torch.OutOfMemoryError as error:
-        raise torch.OutOfMemoryError(f"evaluate: term {name!r}: {error}") from error
     except Exception as error:
-        if _is_compiler(error):
-            raise
-        raise ValueError(
-            f"evaluate: term {name!r}, {term.prediction!r} towards {term.target!r}"
-            f"{_several(predictions)}: {_said(error)}"
-        ) from error
+        said = f", {term.prediction!r} towards {term.target!r}{_several(predictions)}"
+        _reraise(error, f"evaluate: term {name!r}", said)
     raise ValueError(
         f"evaluate: term {name!r}: its loss returned {type(part).__name__}, where one tensor is wanted."
     )
@@ -318,14 +315,17 @@ def weighted_sum(terms: Terms, parts: Mapping[str, Tensor]) -> Tensor:
         >>> weighted_sum(terms, parts)
         tensor(3.)
     """
-    counted = present(check_terms("weighted_sum", terms))
-    if not counted:
+    return _sum(present(check_terms("weighted_sum", terms)), parts)
+
+
+def _sum(terms: Terms, parts: Mapping[str, Tensor]) -> Tensor:
+    if not terms:
         raise ValueError("weighted_sum: there is no term to add up.")
-    for name, term in counted.items():
+    for name, term in terms.items():
         check_number("weighted_sum", f"the weight of term {name!r}", term.weight)
         if not isinstance(parts.get(name), Tensor) or parts[name].ndim > 0:
             raise ValueError(f"weighted_sum: parts[{name!r}] must be a scalar, as fcfd.evaluate returns it.")
-    return torch.stack([term.weight * parts[name] for name, term in counted.items()]).sum()
+    return torch.stack([term.weight * parts[name] for name, term in terms.items()]).sum()
 
 
 def objective(
@@ -356,5 +356,5 @@ def objective(
     terms = present(check_terms("objective", terms))
     planned = plan_of(reads(terms.values()))
     values, written = walk(planned, stages, params, buffers, values)
-    parts = evaluate(terms, values)
-    return weighted_sum(terms, parts), Aux(parts, values, merge_buffers(buffers, written))
+    parts = _parts(terms, values)
+    return _sum(terms, parts), Aux(parts, values, merge_buffers(buffers, written))

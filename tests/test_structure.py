@@ -42,7 +42,8 @@ LAYERS = (
     ("splitting.cutting",),
     ("splitting", "matching"),
     ("walking", "recipes"),
-    ("linking", "objectives"),
+    ("bridging", "objectives"),
+    ("linking",),
     ("losses",),
 )
 """A module imports only from layers before its own, and never from the package root."""

@@ -25,8 +25,8 @@ from reference import torchvision_cpu
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "benchmarks" / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 WITHIN_LOSSES = ("families", "objectives")
-INTERNAL = ("copying",)
-"""A wing of which users import nothing."""
+INTERNAL = ("bridging", "copying")
+"""Modules of which users import nothing."""
 MODULES = sorted(
     info.name
     for info in pkgutil.iter_modules(fcfd.__path__)
