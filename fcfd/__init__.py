@@ -1,6 +1,12 @@
 """Distillation through the networks themselves: function-consistent feature distillation, functional."""
 
-from . import losses as losses, recipes as recipes, schedules as schedules
+from . import (
+    analysis as analysis,
+    losses as losses,
+    recipes as recipes,
+    schedules as schedules,
+    stitching as stitching,
+)
 from .bridges import bridge as bridge
 from .linking import Linked as Linked, link as link
 from .matching import match as match

@@ -20,6 +20,7 @@ LAYERS = (
     ("copying.copies",),
     ("copying.refusals",),
     ("families._numerics",),
+    ("_rows",),
     ("families._checks",),
     (
         "families.logits",
@@ -42,16 +43,17 @@ LAYERS = (
     ("splitting.cutting",),
     ("splitting", "matching"),
     ("walking", "recipes"),
-    ("bridging", "objectives"),
+    ("bridging", "objectives", "analysis", "stitching"),
     ("linking",),
     ("losses",),
 )
 """A module imports only from layers before its own, and never from the package root."""
 
 SURFACE = """
-    Aux Columns Linked Network Term bridge bridged checkpointed compiled counterpart crosses crossings depth
-    draw evaluate expand frozen is_bridged joined link losses masked match merge_buffers objective plan
-    prefixes pure reads recipes replaced scaled schedules split stage step walk weighted_sum write_buffers_
+    Aux Columns Linked Network Term analysis bridge bridged checkpointed compiled counterpart crosses
+    crossings depth draw evaluate expand frozen is_bridged joined link losses masked match merge_buffers
+    objective plan prefixes pure reads recipes replaced scaled schedules split stage step stitching walk
+    weighted_sum write_buffers_
 """
 
 
