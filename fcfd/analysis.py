@@ -83,7 +83,8 @@ def tail(
         ValueError: `source` is not on the way to `target`.
 
     Example:
-        >>> net = fcfd.split([torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 4)])
+        >>> from torch.nn import Linear, ReLU
+        >>> net = fcfd.split([Linear(2, 3), ReLU(), Linear(3, 4)])
         >>> columns = {"t": net.stages}, {"t": net.params}, {"t": net.buffers}
         >>> tail("t", "ttt", *columns)(torch.ones(5, 3)).shape
         torch.Size([5, 4])
@@ -352,8 +353,8 @@ def crossed_accuracy(
 
     Example:
         >>> from torch.nn import Linear
-        >>> networks = {name: fcfd.split([Linear(4, 4), Linear(4, 4), Linear(4, 3)]) for name in "st"}
-        >>> nets = fcfd.link(networks, example=torch.randn(2, 4))
+        >>> own = lambda: fcfd.split([Linear(4, 4), Linear(4, 4), Linear(4, 3)])
+        >>> nets = fcfd.link({"s": own(), "t": own()}, example=torch.randn(2, 4))
         >>> batch = torch.randn(6, 4), torch.zeros(6, dtype=torch.long)
         >>> list(crossed_accuracy(*nets.columns, *batch, paths=nets.crossings))
         ['stt', 'tss']
