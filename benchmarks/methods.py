@@ -77,7 +77,7 @@ def kd(pair: Pair, now: Now) -> Terms:
 
 
 def hint(pair: Pair, now: Now) -> Terms:
-    """FitNet in one stage, as RepDistiller has it: the labels, and 100 times the middle feature."""
+    """FitNet in one stage, as RepDistiller weighs it: the labels, and 100 times the middle feature."""
     return label(pair, now) | scaled(recipes.hints(now.bridged[1:2]), 100.0)
 
 

@@ -421,10 +421,13 @@ def main(
     except ValueError as error:
         command.error(str(error))
     if place.rank == 0:
-        print(f"teacher {_percent(found['teacher_top1'])}, student: best {_percent(found['best']['top1'])}")
-        print(f"(epoch {found['best']['epoch']}, by test images), last {_percent(found['last']['top1'])}")
-        print(f"published, unverified here: {found['published, unverified here, %']}")
-        print(f"in {options.out}")
+        best, last = found["best"], found["last"]
+        print(
+            f"Top-1: teacher {_percent(found['teacher_top1'])}; student {_percent(last['top1'])} at last, "
+            f"{_percent(best['top1'])} at best (epoch {best['epoch']}, chosen by test images).\n"
+            f"Published, unverified here, in %: {found['published, unverified here, %']}.\n"
+            f"Written: {options.out}"
+        )
 
 
 def _percent(share: float | None) -> str:

@@ -2,8 +2,9 @@
 
 A table stands between `<!-- table: losses of logits -->` and `<!-- end -->`. Those of losses come from the
 rows of `reference.catalogue`, which the tests hold to the laws; those of recipes from the recipes; those of
-results from what the benchmarks published. `<!-- list: members of logits -->` begins the part of the page of
-`fcfd.losses` that shows the functions of one file.
+results from what the benchmarks published; those of published pairs and methods from the commands that run
+them. `<!-- list: members of logits -->` begins the part of the page of `fcfd.losses` that shows the functions
+of one file.
 """
 
 import json
@@ -17,8 +18,9 @@ from typing import Any
 import torch
 
 import fcfd
-from benchmarks import losses, scaling, step
+from benchmarks import cifar100, imagenet, losses, scaling, step
 from benchmarks.common import spread
+from benchmarks.methods import METHODS
 from benchmarks.step import Setting
 from fcfd import recipes, scaled
 from fcfd.paths import bridged
@@ -29,7 +31,7 @@ DOCS = Path(__file__).parents[1]
 RESULTS = DOCS.parent / "benchmarks" / "results"
 PAGES = [
     DOCS.parent / "README.md",
-    *(DOCS / f"{name}.md" for name in ("api/losses", "compile", "losses")),
+    *(DOCS / f"{name}.md" for name in ("api/losses", "compile", "losses", "published")),
     *sorted(DOCS.glob("recipes/*.md")),
 ]
 
@@ -70,6 +72,8 @@ def _filled(mark: re.Match[str]) -> str:
         "memory": _memory,
         "compiling": _compiling,
         "rivals": _rivals,
+        "pairs": _pairs,
+        "methods": _methods,
     }
     if mark[2] == "members":
         lines = _members(mark[3])
@@ -140,6 +144,23 @@ def _called(loss: Callable[..., Any]) -> str:
         return f"`{loss.func.__name__}({bound})`"
     sentence = (loss.func.__doc__ or "").split("\n")[0].rstrip(".")
     return f"{sentence} (`{bound}`)"
+
+
+def _pairs(data: str) -> list[tuple[str, ...]]:
+    """The published pairs of a data set, with what was published with them."""
+    head = ("`--pair`", "rate", "T", "feature weight", "path weight", "teacher", "alone", "FCFD")
+    rows: list[tuple[str, ...]] = [head, ("---", *("---:",) * (len(head) - 1))]
+    for name, pair in {"cifar100": cifar100, "imagenet": imagenet}[data].PAIRS.items():
+        weights = (pair.rate, pair.temperature, pair.feature_weight, pair.path_weight)
+        quoted = ["–" if top1 is None else f"{top1:.2f}" for top1 in pair.published]
+        rows.append((f"`{name}`", *(f"{weight:g}" for weight in weights), *quoted))
+    return rows
+
+
+def _methods(_: str) -> list[tuple[str, ...]]:
+    """What a student can learn by."""
+    rows = [(f"`{name}`", str(method.__doc__).rstrip(".")) for name, method in METHODS.items()]
+    return [("`--method`", "what it is"), ("---", "---"), *rows]
 
 
 def _results(name: str) -> list[tuple[str, ...]]:

@@ -62,9 +62,9 @@ def imagenet(folder: Path, classes=("n01440764", "n02119789"), train=4, val=2, s
     return folder
 
 
-def checkpoint(file: Path, name: str, classes: int = 100, under: str | None = "model") -> Path:
+def checkpoint(file: Path, name: str, classes: int = 100, under: str | None = "model", seed: int = 1) -> Path:
     """A network as RepDistiller saves it (under `model`), or plain as torchvision does."""
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     state = NETWORKS[name].build(num_classes=classes).state_dict()
     torch.save(state if under is None else {"epoch": 240, under: state, "best_acc": torch.tensor(79.0)}, file)
     return file
