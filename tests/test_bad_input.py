@@ -239,9 +239,9 @@ fcfd.evaluate({"a": Term(losses.kl, ("s", "ss"), "t")}, {"s": z, "ss": z, "t": z
 fcfd.evaluate({"a": Term(losses.cross_entropy, "s", "Labels")}, {"s": z})
     ValueError: evaluate: term 'a' reads 'Labels', which is missing; give it with the batch.
 fcfd.evaluate({"a": Term(losses.cross_entropy, "s", "Labels")}, {"s": z, "Labels": padded})
-    ValueError: evaluate: term 'a', 's' towards 'Labels': index -100 is out of bounds for dimension 1
+    ValueError: evaluate: term 'a', 's' towards 'Labels': IndexError: Target -100 is out of bounds
 fcfd.evaluate({"a": Term(losses.cross_entropy, "s", "Labels")}, {"s": z, "Labels": beyond})
-    ValueError: evaluate: term 'a', 's' towards 'Labels': index 30 is out of bounds for dimension 1
+    ValueError: evaluate: term 'a', 's' towards 'Labels': IndexError: Target 30 is out of bounds
 fcfd.weighted_sum({}, {})
     ValueError: weighted_sum: there is no term to add up.
 fcfd.weighted_sum(terms, {})
@@ -481,7 +481,7 @@ losses.fcfd(*nets.columns, images, labels.double(), paths=())
 losses.fcfd(*nets.columns, images, labels.bool(), paths=())
     ValueError: evaluate: term 'label', 'ssss' towards 'Labels': TypeError: cross_entropy: labels [4]
 losses.fcfd(*nets.columns, images, labels - 100, paths=())
-    ValueError: evaluate: term 'label', 'ssss' towards 'Labels': index -99 is out of bounds for
+    ValueError: evaluate: term 'label', 'ssss' towards 'Labels': IndexError: Target -99 is out of bounds
 losses.fcfd(*nets.columns, images, {"Label": labels}, paths=())
     ValueError: evaluate: term 'label' reads 'Labels', which is missing; give it with the batch.
 losses.fcfd(None, None, None, images, labels, paths=())

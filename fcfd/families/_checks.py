@@ -5,6 +5,8 @@ number is a `ValueError`. Both name the function and the argument. The values of
 the host would have to wait for the device.
 """
 
+from math import inf
+
 import torch
 from torch import Tensor
 
@@ -58,9 +60,24 @@ def class_logits(function: str, /, **logits: Tensor) -> Tensor:
 
 def logit_pair(function: str, prediction: Tensor, target: Tensor) -> list[Tensor]:
     """The logits of both networks, checked for a softmax."""
+    if _is_usual(prediction, target):
+        return [prediction, target]
     pair = alike(function, "..., classes", _CLASSES, prediction=prediction, target=target)
     check_classes(function, prediction=prediction)
     return pair
+
+
+def _is_usual(prediction: object, target: object) -> bool:
+    """Whether two tensors pass every check of `logit_pair` at a glance; small losses spend time on these."""
+    return (
+        type(prediction) is type(target) is Tensor
+        and prediction.dtype is target.dtype is torch.float32
+        and prediction.shape == target.shape
+        and prediction.device == target.device
+        and prediction.ndim in (2, 3)
+        and prediction.shape[-1] > 1
+        and prediction.numel() > 0
+    )
 
 
 def binary_logits(function: str, /, **logits: Tensor) -> list[Tensor]:
@@ -153,7 +170,12 @@ def check_positions(function: str, /, **tensors: Tensor) -> None:
 
 
 def class_column(function: str, labels: Tensor, /, **logits: Tensor) -> Tensor:
-    """Integer classes, one for each example of the logits, as a column `[..., 1]` that selects them."""
+    """`class_labels` as a column `[..., 1]` that selects from the logits."""
+    return class_labels(function, labels, **logits).unsqueeze(-1)
+
+
+def class_labels(function: str, labels: Tensor, /, **logits: Tensor) -> Tensor:
+    """Integer classes, one for each example of the logits, as torch wants them."""
     ((name, tensor),) = logits.items()
     check_tensor(function, "labels", labels)
     integers = is_integer(labels)
@@ -166,7 +188,7 @@ def class_column(function: str, labels: Tensor, /, **logits: Tensor) -> Tensor:
             f"{list(tensor.shape[:-1])}, one for each example of {name} {shape(tensor)}.{hint}"
         )
     check_one_device(function, labels=labels, **logits)
-    return labels.long().unsqueeze(-1)
+    return labels if labels.dtype == torch.int64 else labels.long()
 
 
 def are_probabilities(function: str, labels: Tensor, prediction: Tensor) -> bool:
@@ -204,6 +226,8 @@ def is_integer(tensor: Tensor) -> bool:
 
 def per_example(function: str, temperature: float | Tensor, /, **logits: Tensor) -> float | Tensor:
     """A temperature that may differ by example, shaped to divide `[..., classes]`."""
+    if type(temperature) is float and 0 < temperature < inf:
+        return temperature
     if not isinstance(temperature, Tensor) or temperature.ndim == 0:
         check_number(function, "temperature", temperature, above=0)
         return temperature

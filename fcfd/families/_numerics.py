@@ -5,10 +5,12 @@ What is NaN stays NaN: every comparison below is written so that NaN takes the b
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from math import inf, nan
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 # Types
@@ -79,25 +81,57 @@ def sum_by_example(errors: Tensor) -> Tensor:
 def scaled(logits: Tensor, temperature: float | Tensor) -> Tensor:
     """Logits divided by a temperature, of which an excluded class asks nothing."""
     if not isinstance(temperature, Tensor):
-        return logits / temperature
+        return logits if temperature == 1 else logits / temperature
     excluded = logits == -inf
     return torch.where(excluded, -inf, torch.where(excluded, 0.0, logits) / temperature)
 
 
-def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p ‖ q) over the last axis. It is +∞ where q alone excludes a class."""
-    ratio = torch.where(log_p == -inf, 0.0, log_p - log_q)
-    return (log_p.exp() * ratio).sum(-1)
+def divergence(log_p: Tensor, log_q: Tensor, factor: float | Tensor = 1.0) -> Tensor:
+    """factor · KL(p ‖ q) over the last axis. It is +∞ where q alone excludes a class."""
+    return times(_expected(log_p.exp(), log_p - log_q, log_q), factor)
 
 
-def crossed(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """−Σ p log q over the last axis. It is +∞ where q alone excludes a class."""
-    return -(log_p.exp() * torch.where(log_p == -inf, 0.0, log_q)).sum(-1)
+def crossed(p: Tensor, log_q: Tensor, factor: float | Tensor = 1.0) -> Tensor:
+    """−factor · Σ p log q over the last axis. It is +∞ where q alone excludes a class."""
+    return _expected(p, log_q, log_q) * -factor
+
+
+def times(values: Tensor, factor: float | Tensor) -> Tensor:
+    """The values times a factor, which costs nothing where that is the number 1."""
+    return values if not isinstance(factor, Tensor) and factor == 1 else values * factor
+
+
+def _expected(p: Tensor, x: Tensor, log_q: Tensor) -> Tensor:
+    """Σ p x over the last axis, with 0 · ∞ = 0, and NaN where p or log q, from which x comes, holds NaN.
+
+    The gradient of x is p, whether or not a product is NaN: only the value has to be mended. Where p is
+    constant, that takes fewer passes over all classes than to choose between two values for each class.
+    """
+    if _varies(p):
+        return (p * torch.where(p == 0, 0.0, x)).sum(-1)
+    products = p * x
+    products.detach().nan_to_num_(0.0, inf, -inf)
+    total = products.sum(-1)
+    spoiled = p.sum(-1) + log_q.detach().sum(-1)
+    total.detach().masked_fill_(spoiled.isnan(), nan)
+    return total
+
+
+def _varies(p: Tensor) -> bool:
+    """Whether a derivative by p is asked for, or may be; a compiler fuses what is spared here anyway."""
+    if p.requires_grad or torch.compiler.is_compiling():
+        return True
+    tangent: Tensor | None = forward_ad.unpack_dual(p).tangent  # type: ignore[no-untyped-call]
+    return tangent is not None
 
 
 def label_errors(logits: Tensor, y: Tensor) -> Tensor:
-    """−log softmax at the labels, a column of classes."""
-    return -F.log_softmax(logits, dim=-1).gather(-1, y).squeeze(-1)
+    """−log softmax at the labels, one class for each example."""
+    # No label is ignored: −100, torch's default, is out of range as every other.
+    of_rows = partial(F.cross_entropy, reduction="none", ignore_index=-(2**63))
+    if logits.ndim == 2:
+        return of_rows(logits, y)
+    return of_rows(logits.reshape(-1, logits.shape[-1]), y.reshape(-1)).view(y.shape)
 
 
 def binary_log_probabilities(logits: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from .._text import check_number
 from .._tree import shape
-from ._checks import alike, check_one_device, check_same_axes, class_column, floats, indices, per_example
+from ._checks import alike, check_one_device, check_same_axes, class_labels, floats, indices, per_example
 from ._numerics import exact, label_errors, lifted, safe_normalize
 
 _SPACE = "Project the embeddings into one space first."
@@ -108,7 +108,7 @@ def prototype_info_nce(
             f"{name}: embedding {shape(embedding)} and prototypes {shape(prototypes)} must have the same "
             f"dimensions. {_SPACE}"
         )
-    y = class_column(name, labels, embedding=embedding)
+    y = class_labels(name, labels, embedding=embedding)
     scale = per_example(name, temperature, embedding=embedding)
     student, centres = (safe_normalize(rows) for rows in lifted(student, centres))
     with exact(embedding):

@@ -28,6 +28,7 @@ from ._checks import (
     check_same_shape,
     check_tensor,
     class_column,
+    class_labels,
     class_logits,
     floats,
     logit_pair,
@@ -43,6 +44,7 @@ from ._numerics import (
     lifted,
     mean_of_classes,
     scaled,
+    times,
 )
 
 # From the labels
@@ -77,11 +79,9 @@ def cross_entropy(prediction: Tensor, labels: Tensor) -> Tensor:
     name = "cross_entropy"
     logits = class_logits(name, prediction=prediction)
     if not are_probabilities(name, labels, prediction):
-        return label_errors(logits, class_column(name, labels, prediction=prediction))
+        return label_errors(logits, class_labels(name, labels, prediction=prediction))
     logits, soft = lifted(prediction, _distributions(labels))
-    log_probability = F.log_softmax(logits, dim=-1)
-    nothing = (soft == 0) & (log_probability == -inf)
-    return -(soft * torch.where(nothing, 0.0, log_probability)).sum(-1)
+    return crossed(soft, F.log_softmax(logits, dim=-1))
 
 
 def binary_cross_entropy(prediction: Tensor, labels: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ def kl(prediction: Tensor, target: Tensor, *, temperature: float | Tensor = 4.0)
         against megvii-research/mdistiller `kd_loss` and the FCFD authors' `_loss_kl`. No deviation.
     """
     log_student, log_teacher = _log_softmaxes(*_softened("kl", prediction, target, temperature))
-    return divergence(log_teacher, log_student) * temperature**2
+    return divergence(log_teacher, log_student, temperature**2)
 
 
 def kd_ce(prediction: Tensor, target: Tensor, *, temperature: float | Tensor = 4.0) -> Tensor:
@@ -234,8 +234,8 @@ def kd_ce(prediction: Tensor, target: Tensor, *, temperature: float | Tensor = 4
         forward KL of Ko et al.: DistiLLM, ICML 2024, arXiv 2402.03898 (mode-covering, token by token),
         checked against jongwooko/distillm `forward_kl`, which does not subtract the entropy either.
     """
-    log_student, log_teacher = _log_softmaxes(*_softened("kd_ce", prediction, target, temperature))
-    return crossed(log_teacher, log_student) * temperature**2
+    student, teacher = _softened("kd_ce", prediction, target, temperature)
+    return crossed(F.softmax(teacher, dim=-1), F.log_softmax(student, dim=-1), temperature**2)
 
 
 def kd_bce(prediction: Tensor, target: Tensor) -> Tensor:
@@ -299,7 +299,7 @@ def binary_kl(prediction: Tensor, target: Tensor, *, temperature: float | Tensor
     scale = per_example(name, temperature, prediction=prediction)
     log_student = binary_log_probabilities(scaled(student, scale))
     log_teacher = binary_log_probabilities(scaled(teacher, scale))
-    return divergence(log_teacher, log_student).sum(-1) * temperature**2
+    return times(divergence(log_teacher, log_student).sum(-1), temperature**2)
 
 
 def reverse_kl(prediction: Tensor, target: Tensor) -> Tensor:
@@ -402,7 +402,7 @@ def skew_forward_kl_ce(prediction: Tensor, target: Tensor, *, skew: float = 0.1)
     name = "skew_forward_kl_ce"
     check_plain(name, "skew", skew, least=0, below=1)
     log_student, log_teacher = _log_softmaxes(*logit_pair(name, prediction, target))
-    return crossed(log_teacher, _log_mixture(log_teacher, log_student, skew))
+    return crossed(log_teacher.exp(), _log_mixture(log_teacher, log_student, skew))
 
 
 def skew_reverse_kl(prediction: Tensor, target: Tensor, *, skew: float = 0.1) -> Tensor:
@@ -516,7 +516,7 @@ def dkd(
     label_s, others_s = _decoupled(student, y)
     label_t, others_t = _decoupled(teacher, y)
     parts = alpha * divergence(label_t, label_s) + beta * divergence(others_t, others_s)
-    return parts * temperature**2
+    return times(parts, temperature**2)
 
 
 def nkd(
@@ -558,8 +558,8 @@ def nkd(
         largest class, are refused.
     """
     student, teacher, y = _labelled("nkd", prediction, target, labels, temperature, gamma=gamma)
-    others_s, others_t = (F.log_softmax(_without(logits, y), dim=-1) for logits in (student, teacher))
-    others = crossed(others_t, others_s) * temperature**2
+    others_s, others_t = _without(student, y), _without(teacher, y)
+    others = crossed(F.softmax(others_t, dim=-1), F.log_softmax(others_s, dim=-1), temperature**2)
     return _confident_errors(prediction, target, y) + gamma * others
 
 
@@ -594,10 +594,10 @@ def wsld(prediction: Tensor, target: Tensor, labels: Tensor, *, temperature: flo
     """
     student, teacher, y = _labelled("wsld", prediction, target, labels, temperature)
     # Bounded, so that a label which both networks exclude is as hard for one as for the other.
-    error_s, error_t = (label_errors(z, y).clamp(max=1e30) for z in lifted(prediction, target))
+    error_s, error_t = (label_errors(z, y.squeeze(-1)).clamp(max=1e30) for z in lifted(prediction, target))
     weight = -torch.expm1(-error_s / (error_t + 1e-7)).detach()
-    soft = crossed(F.log_softmax(teacher, dim=-1), F.log_softmax(student, dim=-1))
-    return weight * soft * temperature**2
+    soft = crossed(F.softmax(teacher, dim=-1), F.log_softmax(student, dim=-1), temperature**2)
+    return weight * soft
 
 
 def ofa(
@@ -888,7 +888,7 @@ def _log_mixture(log_p: Tensor, log_q: Tensor, weight: float) -> Tensor:
 
 def _confident_errors(prediction: Tensor, target: Tensor, y: Tensor) -> Tensor:
     """The student's error at the label, times the teacher's probability of it, which is held constant."""
-    student, teacher = (label_errors(logits, y) for logits in lifted(prediction, target))
+    student, teacher = (label_errors(z, y.squeeze(-1)) for z in lifted(prediction, target))
     confidence = (-teacher).exp().detach()
     return confidence * torch.where(confidence == 0, 0.0, student)
 
@@ -914,7 +914,7 @@ def _distributions(labels: Tensor) -> Tensor:
     """Soft labels; those of an example are NaN unless they sum to 1."""
     tolerance = 1e-3 if labels.dtype in (torch.float32, torch.float64) else 1e-2
     total = labels.sum(-1, keepdim=True, dtype=torch.promote_types(labels.dtype, torch.float32))
-    return torch.where((total - 1).abs() > tolerance, nan, labels)
+    return torch.where((total - 1).abs() <= tolerance, labels, nan)
 
 
 def _batch_probabilities(

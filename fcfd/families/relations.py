@@ -480,7 +480,7 @@ def vrm(
     logits = {"prediction": prediction, "target": target}
     views = {"prediction_view": prediction_view, "target_view": target_view}
     z, z2, w, w2 = alike(name, "batch, classes", hint, **logits, **views)
-    entropies = [crossed(log_p, log_p) for log_p in (F.log_softmax(x.detach(), dim=-1) for x in (z, w))]
+    entropies = [crossed(log_p.exp(), log_p) for log_p in (F.log_softmax(x.detach(), dim=-1) for x in (z, w))]
     joint = entropies[0].unsqueeze(1) + entropies[1]
     dropped = joint > joint.flatten().kthvalue(max(1, round(keep * joint.numel()))).values
     errors = torch.where(dropped, 0.0, _direction_errors(z, w, z2, w2))

@@ -369,7 +369,7 @@ def _entropy(function: str, logits: Tensor, temperature: float, eps: float) -> T
     check_plain(function, "eps", eps, least=0)
     log_p = F.log_softmax(scaled(logits, temperature), dim=-1)
     inner = log_p if eps == 0 else torch.logaddexp(log_p, log_p.new_tensor(math.log(eps)))
-    return crossed(log_p, inner)
+    return crossed(log_p.exp(), inner)
 
 
 def _centred(logits: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:

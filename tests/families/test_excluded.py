@@ -184,3 +184,63 @@ def test_half_precision_too() -> None:
     half = excluding(student).half(), excluding(teacher).half()
     wanted = logits.kl(student[:, :COUNTED], teacher[:, :COUNTED])
     torch.testing.assert_close(logits.kl(*half).double(), wanted, rtol=5e-3, atol=1e-3)
+
+
+# By which derivative
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")  # torch's own, of its first tangent
+@pytest.mark.parametrize("loss", [*PLAIN, *LABELLED], ids=named)
+def test_functional_gradients_and_tangents_of_both_networks_are_the_gradients(loss) -> None:
+    student, teacher, labels = draw()
+    student, teacher = excluding(student), excluding(teacher)
+    more = [labels] if loss in LABELLED else []
+    value, *wanted = value_and_gradients(loss, student, teacher, *more)
+
+    def total(student: Tensor, teacher: Tensor) -> Tensor:
+        return loss(student, teacher, *more).sum()
+
+    found, sum_of_values = torch.func.grad_and_value(total, argnums=(0, 1))(student, teacher)
+    torch.testing.assert_close(sum_of_values, value.sum())
+    generator = torch.Generator().manual_seed(1)
+    direction = torch.randn(4, ALL, dtype=torch.float64, generator=generator)
+    for at, gradient in enumerate(wanted):
+        torch.testing.assert_close(found[at], gradient)
+        moves = [direction if at == which else torch.zeros_like(direction) for which in (0, 1)]
+        out, slope = torch.func.jvp(total, (student, teacher), tuple(moves))
+        torch.testing.assert_close(out, value.sum())
+        torch.testing.assert_close(slope, (gradient * direction).sum())
+
+
+@pytest.mark.parametrize("loss", [logits.kl, logits.kd_ce, logits.cross_entropy], ids=named)
+@pytest.mark.parametrize("teacher_learns", [False, True])
+def test_second_derivatives_beside_an_excluded_class(loss, teacher_learns: bool) -> None:
+    student, teacher, _ = draw()
+    if loss is logits.cross_entropy:
+        teacher = excluding(teacher).softmax(-1)[:, :COUNTED]
+
+    def shorter(student: Tensor, teacher: Tensor) -> Tensor:
+        pad = torch.full_like(student[:, :1], -math.inf)
+        end = torch.zeros_like(pad) if loss is logits.cross_entropy else pad
+        return loss(torch.cat((student, pad), -1), torch.cat((teacher, end), -1))
+
+    leaves = [x[:, :COUNTED].clone().requires_grad_() for x in (student, teacher)]
+    leaves[1].requires_grad_(teacher_learns and loss is not logits.cross_entropy)
+    assert torch.autograd.gradcheck(shorter, leaves)
+    assert torch.autograd.gradgradcheck(shorter, leaves)
+
+
+@pytest.mark.parametrize("loss", [logits.kl, logits.kd_ce], ids=named)
+@pytest.mark.parametrize("who", [0, 1], ids=["student", "teacher"])
+@pytest.mark.parametrize("at", range(ALL))
+def test_nan_beside_an_excluded_class_comes_out(loss, who: int, at: int) -> None:
+    pair = [excluding(x) for x in draw()[:2]]
+    pair[who][2, at] = math.nan
+    value = loss(*pair)
+    assert value.isnan().tolist() == [False, False, True, False]
+
+
+def test_what_the_teacher_finds_all_but_impossible_is_never_nan() -> None:
+    student, teacher = torch.tensor([[0.0, 1.0, -math.inf]]), torch.tensor([[500.0, 0.0, -500.0]])
+    for loss in (logits.kl, logits.kd_ce):
+        assert loss(student, teacher, temperature=1.0).isfinite().all()

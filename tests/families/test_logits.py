@@ -296,3 +296,19 @@ def test_thresholds_are_two():
         ValueError, match=r"^energy_temperature: thresholds \[3\] must be \[2\].*energies \[4\]"
     ):
         temperatures.energy_temperature(torch.zeros(4), torch.zeros(3))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)], ids=str)
+def test_labels_select_at_any_leading_axes(shape):
+    generator = torch.Generator().manual_seed(0)
+    prediction = torch.randn(*shape, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(5, shape, generator=generator)
+    wanted = prediction.logsumexp(-1) - prediction.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(logits.cross_entropy(prediction, labels), wanted)
+    assert torch.autograd.gradgradcheck(lambda x: logits.cross_entropy(x, labels), prediction)
+
+
+@pytest.mark.parametrize("label", [-100, -1, 5])
+def test_no_label_out_of_range_is_skipped(label):
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        logits.cross_entropy(torch.zeros(2, 5), torch.tensor([1, label]))
