@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from ._text import listing
 from ._tree import flatten, leaves, map_tensors, shape, tensors
 from .bridges import MultiBridge, bridge
+from .copying.copies import places
 from .layouts import Layout, channels_last, grid, parse
 from .paths import counterpart, is_bridged, path_of, step
 from .splitting import Network
-from .stages import Buffers, Column, Params, Stage, stage
+from .stages import Buffers, Column, Params, Stage, stage, whole
 from .walking import batch_of
 
 _PATTERNS = {  # by the number of axes; the usual one first
@@ -180,6 +181,7 @@ def build(
             raise ValueError(
                 f"link: no path needs your bridge {name!r}, only {', '.join(map(repr, bridges))}."
             )
+    _check_buffers(own)
     for name in bridges:  # all refusals first: building one draws random numbers
         seen = [values[path] for path in step(name).reads]
         if name in own:
@@ -264,7 +266,7 @@ def column_of(
     for key, module in built.items():
         path = path_of(name, int(key))
         if path in own:
-            stages[int(key)] = stage(module, f"{key}.")
+            stages[int(key)] = whole(module, places(module, within=built))
         else:
             run = stage(module, f"{key}.", protect=False)
             source, target = (tensors(values[feature])[0] for feature in _ends(path))
@@ -296,6 +298,18 @@ def _is_text(batch: Any) -> bool:
     """Whether the networks read integers: tokens of text, not pixels."""
     found = tensors(batch)
     return bool(found) and not found[0].is_floating_point()
+
+
+def _check_buffers(own: Mapping[str, nn.Module]) -> None:
+    """Bridges may share parameters. They are on no path together, so of shared statistics one would count."""
+    owners: dict[int, str] = {}
+    for name, module in own.items():
+        for key, buffer in module.named_buffers():
+            if owners.setdefault(id(buffer), name) != name:
+                raise ValueError(
+                    f"link: your bridges {owners[id(buffer)]!r} and {name!r} share the buffer {key!r}. Give "
+                    "each its own; they may share parameters."
+                )
 
 
 def _check_own(name: str, module: nn.Module, x: Any, target: Any) -> None:

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from ._text import check_mapping, check_type
 from ._tree import clone, shape
-from .copying.copies import Copy, Places, adopt, call, keep, pairs, places, skeleton
+from .copying.attributes import keep
+from .copying.copies import Copy, Places, adopt, call, pairs, places, skeleton
 from .copying.refusals import check
+from .copying.watching import vacate
 
 Params: TypeAlias = Mapping[str, Tensor]
 Buffers: TypeAlias = Mapping[str, Tensor]
@@ -29,7 +31,8 @@ def stage(module: nn.Module, prefix: str = "", *, protect: bool = True) -> Stage
 
     The stage runs a copy of the module's code and settings, made here; so edit the module first. Its mode
     (train or eval) is read at each call; so is torch's global generator, by dropout. BatchNorm in train mode
-    writes its new statistics to a copy, which comes back as the second result.
+    writes its new statistics to a copy, which comes back as the second result. What a forward keeps in
+    attributes, plain tensors or containers is forgotten after each call.
 
     Args:
         module: Any module of one positional input.
@@ -43,8 +46,9 @@ def stage(module: nn.Module, prefix: str = "", *, protect: bool = True) -> Stage
     Raises:
         TypeError: The module is none.
         ValueError: It is lazy and did not run yet, compiled, or holds functions that read its own tensors.
-            A module that recomputes in the backward pass by itself (`torch.utils.checkpoint`) fails there,
-            with a tensor on `meta`: turn it off, and use `fcfd.checkpointed`.
+            By the stage: a module inside was replaced or added, the forward writes to its parameters or to an
+            object that it holds (the first eager call in each mode looks), or the module recomputes in the
+            backward pass by itself (`torch.utils.checkpoint`): turn that off, and use `fcfd.checkpointed`.
 
     Example:
         >>> head = stage(torch.nn.Linear(3, 2), "fc.")
@@ -68,6 +72,7 @@ def stage(module: nn.Module, prefix: str = "", *, protect: bool = True) -> Stage
 def whole(module: nn.Module, names: Places, *, protect: bool = True) -> Stage:
     """Make a stage of a module whose tensors have these names."""
     copied = skeleton(module)
+    vacate(copied)
     modes = tuple(pairs(copied, module).values())
     adopt(modes)  # here, so that a compiled stage does not find other flags in its second call
     own = Copy(

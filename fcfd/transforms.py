@@ -173,6 +173,6 @@ def _in_turn(
 ) -> tuple[Any, dict[str, torch.Tensor]]:
     written: dict[str, torch.Tensor] = {}
     for stage in stages:
-        x, new = stage(params, buffers, x)
+        x, new = stage(params, {**buffers, **written} if written else buffers, x)
         written |= new
     return x, written

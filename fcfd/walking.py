@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ._text import check_mapping, check_number, check_type, table
 from ._tree import detach, shapes
-from .paths import crosses, expand, plan as plan_of, step
+from .paths import Step, crosses, expand, plan as plan_of, step
 from .stages import Buffers, Column, Params, Stage
 from .terms import Term, Terms, check_terms, is_batch_data, path_names, present, reads
 
@@ -95,7 +95,8 @@ def walk(
     Returns:
         `(values, written)`: every value by path, the known ones included; and, by path, the buffers as that
         path left them. Nothing that was passed in is changed. `merge_buffers` keeps what belongs to pure
-        paths.
+        paths. A stage reads buffers as earlier stages of its network *on its path* left them, so a module
+        with buffers may stand in several stages.
 
     Raises:
         ValueError: A network, stage, bridge, dict or source is missing, a stage cannot read its input, or
@@ -115,21 +116,31 @@ def walk(
     for name, columns in (("stages", stages), ("params", params), ("buffers", buffers)):
         check_mapping("walk", name, columns, "a dict by column: {'s': ..., 't': ...}")
     check_mapping("walk", "values", values, "what is known, by path: {'': batch}")
-    values, written = {expand(path): value for path, value in values.items()}, {}
+    values = {expand(path): value for path, value in values.items()}
+    written: dict[str, dict[str, Tensor]] = {}
+    on_the_way: dict[str, dict[str, dict[str, Tensor]]] = {}  # what a path's stages wrote, by column
     for path in map(expand, plan):
         if path not in values:
-            values[path], written[path] = _run(path, stages, params, buffers, values)
+            last = step(path)
+            before = on_the_way.get(last.reads[0], {})
+            own = before.get(last.column, {})
+            values[path], new = _run(path, last, stages, params, buffers, own, values)
+            written[path] = new
+            on_the_way[path] = before | {last.column: own | new} if new else before
     return values, written
 
 
 def _run(
     path: str,
+    last: Step,
     stages: Mapping[str, Column],
     params: Mapping[str, Params],
     buffers: Mapping[str, Buffers],
+    before: Buffers,
     values: Mapping[str, Any],
 ) -> tuple[Any, dict[str, Tensor]]:
-    sources, column, at = step(path)
+    """Run the last step of a path, on buffers that earlier stages of the path may have written before."""
+    sources, column, at = last
     stage = _stage(path, stages, column, at)
     for kind, dicts in (("params", params), ("buffers", buffers)):
         if column not in dicts:
@@ -137,7 +148,9 @@ def _run(
         check_mapping("walk", f"{kind}[{column!r}]", dicts[column], "a flat dict of tensors by name")
     batch = _batch(path, values, stages)
     inputs = tuple([values[source] if source else batch for source in _known(path, sources, values)])
-    state = {**buffers[column], **batch} if isinstance(batch, Mapping) else buffers[column]
+    state = {**buffers[column], **before} if before else buffers[column]
+    if isinstance(batch, Mapping):
+        state = {**state, **batch}
     try:
         result = stage(params[column], state, inputs[0] if len(inputs) == 1 else inputs)
     except Exception as error:

@@ -4,6 +4,7 @@ import itertools
 from collections import UserDict, namedtuple
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -81,6 +82,59 @@ def aliased(kind):
 ALIASED = ["twice in a row", "three names", "a block", "a tied weight", "a norm", "a tied buffer"]
 
 
+SHARED = words("norm cumulative spectral renormalises counts nested tied")
+
+
+class Counts(nn.Module):
+    """A module whose output depends on how often it ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.tensor(0))
+
+    def forward(self, x):
+        self.count += 1
+        return x * self.count
+
+
+class Renormalises(nn.Module):
+    """Normalises by running statistics in training, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x):
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return x - self.mean
+
+
+def sharing(kind):
+    """Three stages that run one module with buffers."""
+    torch.manual_seed(3)
+    shared = {
+        "norm": lambda: nn.BatchNorm1d(4),
+        "cumulative": lambda: nn.BatchNorm1d(4, momentum=None),
+        "spectral": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
+        "renormalises": Renormalises,
+        "counts": Counts,
+        "nested": lambda: nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.BatchNorm1d(4), nn.Tanh())),
+        "tied": lambda: nn.BatchNorm1d(4),
+    }[kind]()
+    others = [shared, shared]
+    if kind == "tied":  # buffers of two modules that are one tensor
+        others = [nn.BatchNorm1d(4), nn.BatchNorm1d(4)]
+        for other in others:
+            for name, buffer in shared.named_buffers():
+                setattr(other, name, buffer)
+    return nn.Sequential(
+        nn.Sequential(nn.Linear(6, 4), shared),
+        nn.Sequential(nn.ReLU(), nn.Linear(4, 4), others[0], nn.Tanh()),
+        nn.Sequential(others[1], nn.Linear(4, 3)),
+    ).double()
+
+
 class Checkpointing(nn.Module):
     """A block that recomputes itself."""
 
@@ -140,6 +194,9 @@ def columns(network, letter="s"):
     return {letter: network.stages}, {letter: network.params}, {letter: network.buffers}
 
 
+CONSTRAINTS = words("embedding clamp data renorm_of_data view out requires_grad in_train_alone deep foreach")
+
+
 class Constrained(nn.Module):
     """A forward that keeps its own weights within bounds, as in networks with a maximum norm."""
 
@@ -149,14 +206,39 @@ class Constrained(nn.Module):
         self.layer, self.how = nn.Linear(6, 3), how
 
     def forward(self, ids):
-        if self.how == "clamp":
+        weight = self.layer.weight
+        if self.how == "clamp" or (self.how == "in_train_alone" and self.training):
             with torch.no_grad():
-                self.layer.weight.clamp_(-0.01, 0.01)
-        elif self.how == "renorm of data":
-            self.layer.weight.data = self.layer.weight.data.renorm(2, 0, 0.1)
+                weight.clamp_(-0.01, 0.01)
+        elif self.how == "data":
+            weight.data.clamp_(-0.01, 0.01)
+        elif self.how == "renorm_of_data":
+            weight.data = weight.data.renorm(2, 0, 0.1)
+        elif self.how == "view":
+            weight.detach()[0].view(2, 3).T.zero_()
+        elif self.how == "out":
+            with torch.no_grad():
+                torch.mul(weight, 0.5, out=weight)
         elif self.how == "requires_grad":
-            self.layer.weight.requires_grad_(False)
+            weight.requires_grad_(False)
+        elif self.how == "deep":
+            with torch.no_grad():
+                for parameter in self.parameters():
+                    nn.init.zeros_(parameter)
+        elif self.how == "foreach":
+            with torch.no_grad():
+                torch._foreach_mul_(list(self.parameters()), 0.5)
         return self.layer(self.embed(ids).mean(1))
+
+
+MEMORIES = ("a tensor", "a container in a container", "a tensor in a list", "an array", "a set", "a row")
+
+
+class Counter:
+    """An object of the user's own."""
+
+    def __init__(self):
+        self.calls = 0
 
 
 class Remembers(nn.Module):
@@ -165,13 +247,33 @@ class Remembers(nn.Module):
     def __init__(self, how):
         super().__init__()
         self.layer, self.how, self.seen, self.deep = nn.Linear(6, 3), how, torch.zeros(1), {"calls": [0]}
+        self.tensors, self.array, self.names = [torch.zeros(1)], np.zeros(1), set()
+        self.row, self.object = (torch.zeros(1), [0]), Counter()
 
     def forward(self, x):
         if self.how == "a tensor":
             self.seen += 1
-        else:
+        elif self.how == "a container in a container":
             self.deep["calls"][0] += 1
-        return self.layer(x) * (self.seen + self.deep["calls"][0])
+        elif self.how == "a tensor in a list":
+            self.tensors[0].add_(1)
+        elif self.how == "an array":
+            self.array += 1
+        elif self.how == "a set":
+            self.names.add(len(self.names))
+        elif self.how == "a row":
+            self.row[0].add_(1)
+            self.row[1][0] += 1
+        else:
+            self.object.calls += 1
+        count = (
+            self.deep["calls"][0]
+            + float(self.array[0])
+            + len(self.names)
+            + self.row[1][0]
+            + self.object.calls
+        )
+        return self.layer(x) * (self.seen + self.tensors[0] + self.row[0] + count)
 
 
 class Flips(nn.Module):

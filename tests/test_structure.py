@@ -17,6 +17,7 @@ PACKAGE = Path(fcfd.__file__).parent
 LAYERS = (
     ("_text",),
     ("_tree", "layouts", "paths", "schedules"),
+    ("copying.attributes", "copying.watching"),
     ("copying.copies",),
     ("copying.refusals",),
     ("families._numerics",),

@@ -9,8 +9,8 @@ other weights.
 
 import copy
 import threading
-from collections.abc import Callable, Container, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .._tree import TreeSpec, tensors as tensors_of
+from .attributes import Kept, differ, lend as lend_attributes, restore, seen_in_objects
+from .watching import unwritten
 
-_OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_forward_hooks"}  # some models install hooks in forward
 _HOOKS = frozenset(key for key in vars(nn.Module()) if key.endswith("_hooks"))
-_CONTAINERS = (dict, list, set)
 _LOCKS: WeakKeyDictionary[nn.Module, AbstractContextManager[Any]] = WeakKeyDictionary()
+_CALLED: WeakKeyDictionary[nn.Module, set[tuple[bool, ...]]] = WeakKeyDictionary()
+"""In which modes a copy was called: the first call in each is watched."""
 
 
 class Pair(NamedTuple):
@@ -33,14 +35,6 @@ class Pair(NamedTuple):
     original: nn.Module
     parent: nn.Module | None  # of the original
     name: str
-
-
-class Kept(NamedTuple):
-    """The plain attributes that every call finds in a module of a copy."""
-
-    copied: nn.Module
-    names: frozenset[str]  # of all attributes
-    attributes: dict[str, Any]  # those that not every module has
 
 
 class Places(NamedTuple):
@@ -55,7 +49,7 @@ class Copy(NamedTuple):
 
     module: nn.Module
     modes: tuple[Pair, ...]  # modules that take train or eval from their originals when a call begins
-    kept: tuple[Kept, ...]  # modules whose forward may write attributes: put back after every call
+    kept: tuple[Kept, ...]  # modules whose forward may write attributes
     places: Places  # that every call fills
     recorded: bool  # whether `kept` are the modules that do write; else they are all, too many for a trace
 
@@ -123,37 +117,6 @@ def places(module: nn.Module, within: nn.Module | None = None) -> Places:
     return found
 
 
-def plain(module: nn.Module) -> dict[str, Any]:
-    """The attributes that not every module has; containers are copied."""
-    own = {key: value for key, value in vars(module).items() if key not in _OF_EVERY_MODULE}
-    return {key: copy.copy(value) if isinstance(value, _CONTAINERS) else value for key, value in own.items()}
-
-
-def differ(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Whether attributes hold another object, or a container of other items, than before."""
-    return before.keys() != after.keys() or any(_changed(before[key], after[key]) for key in before)
-
-
-def _changed(before: Any, after: Any) -> bool:
-    if not isinstance(before, _CONTAINERS):
-        return before is not after
-    if type(before) is not type(after) or len(before) != len(after):
-        return True
-    return len(before) > 0 and _items(before) != _items(after)
-
-
-def _items(container: Any) -> list[int]:
-    """Which objects a container holds."""
-    if isinstance(container, dict):
-        return [id(item) for pair in container.items() for item in pair]
-    return [id(item) for item in container]
-
-
-def keep(copied: nn.Module) -> Kept:
-    """What a module of a copy has now."""
-    return Kept(copied, frozenset(vars(copied)), plain(copied))
-
-
 def skeleton(model: nn.Module) -> nn.Module:
     """A replica without memory: its parameters and buffers are on `meta`.
 
@@ -204,16 +167,45 @@ def call(
         kwargs: Those with names.
         asleep: Modules that begin in eval: somebody wakes them on the way.
     """
+    traced = torch.compiler.is_compiling()
+    kept = own.kept if own.recorded or not traced else ()
     with _alone(own.module):
         adopt(own.modes)
         for pair in asleep:
             pair.copied._awake = pair.original.training  # type: ignore[assignment]
             pair.copied.training = False
+        lend_attributes(kept, traced)
         try:
-            return functional_call(own.module, tensors, args, kwargs, tie_weights=False)
+            with nullcontext() if traced or own.recorded else _watched(own, tensors):
+                return functional_call(own.module, tensors, args, kwargs, tie_weights=False)
         finally:
-            if own.recorded or not torch.compiler.is_compiling():
-                restore(own.kept)
+            restore(kept, traced)
+
+
+@contextmanager
+def _watched(own: Copy, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Refuse a forward that writes to weights: in the first call in each mode. No recording saw it run."""
+    called, modes = _CALLED.setdefault(own.module, set()), tuple([pair.copied.training for pair in own.modes])
+    if modes in called:
+        yield
+        return
+    model, objects = own.modes[0].original, seen_in_objects(own.kept)
+    with unwritten([tensors[place] for place in own.places.params], writes("stage", model)):
+        yield
+    if differ(objects, seen_in_objects(own.kept)):
+        raise ValueError(
+            f"stage: the forward of {type(model).__name__} writes to an object that it holds, and a stage "
+            "remembers nothing between calls. Keep that in attributes of the module, or in buffers."
+        )
+    called.add(modes)
+
+
+def writes(who: str, module: nn.Module) -> str:
+    """The text for a module whose forward writes to its weights."""
+    return (
+        f"{who}: the forward of {type(module).__name__} writes to its own parameters, and a stage would "
+        "write to the model's. Do that in the training loop."
+    )
 
 
 def adopt(modes: Iterable[Pair]) -> None:
@@ -222,10 +214,15 @@ def adopt(modes: Iterable[Pair]) -> None:
     for copied, original, parent, name in modes:
         if copied.training != original.training:
             copied.training = original.training
-        if traced or parent is None:
+        if traced:
             continue
-        if parent._modules.get(name.rpartition(".")[2]) is not original:
+        if parent is not None and parent._modules.get(name.rpartition(".")[2]) is not original:
             raise ValueError(f"stage: {name!r} was replaced after the stage was made. Split the model again.")
+        if original._modules.keys() != copied._modules.keys():
+            raise ValueError(
+                f"stage: {name or type(original).__name__!r} got or lost modules after the stage was made. "
+                "Split the model again."
+            )
 
 
 def wake(asleep: Iterable[nn.Module]) -> None:
@@ -237,20 +234,6 @@ def wake(asleep: Iterable[nn.Module]) -> None:
 def follow(modes: Iterable[Pair], other: nn.Module) -> tuple[Pair, ...]:
     """The same pairs, with the modules of another copy in place of the originals."""
     return tuple(Pair(pair.copied, other.get_submodule(pair.name), None, pair.name) for pair in modes)
-
-
-def restore(kept: Iterable[Kept]) -> None:
-    """Put attributes back that a forward wrote, so that nothing stays alive and no call sees another's."""
-    traced = torch.compiler.is_compiling()
-    for copied, names, attributes in kept:
-        own = vars(copied)
-        if traced or own.keys() != names:
-            for key in tuple(own):
-                if key not in names:
-                    delattr(copied, key)
-        for key, value in attributes.items():
-            if traced or _changed(value, own.get(key)):
-                setattr(copied, key, copy.copy(value) if isinstance(value, _CONTAINERS) else value)
 
 
 def _alone(module: nn.Module) -> AbstractContextManager[Any]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from math import inf
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from .._tree import unflatten
-from ..copying.copies import Copy, Places, adopt, keep, lend, pairs, places, skeleton
+from ..copying.attributes import keep
+from ..copying.copies import Copy, Places, adopt, lend, pairs, places, skeleton
 from .graph import behind, reach
 from .inject import Cut, Given, Leaf, Piece, Port, Writes, awake, replace, stop, wait
 from .record import Call, Output, Record, Recording, both, nodes
@@ -55,9 +57,10 @@ def make(model: nn.Module, recording: Recording, begin: Cut, end: Cut, context: 
         last = port.name == _last(recording, end)
         module.register_forward_hook(partial(stop, stops) if last else partial(wait, port))
     several = end if len(end) > 1 else ()  # whose outputs wait for each other
-    kept = tuple(keep(modules[name]) for name in sorted({*rewritten, *several}))
+    kept = tuple(keep(modules[name], objects=True) for name in sorted({*rewritten, *several}))
     modes = tuple(every[name] for name in sorted(roles.run))
     adopt(modes)  # here, so that a compiled stage does not find other flags in its second call
+    writes, returns = _writes(recording, begin, end, set(filled.buffers.values()))
     return Piece(
         copy=Copy(copied, modes, kept, filled, recorded=True),
         asleep=asleep,
@@ -65,7 +68,8 @@ def make(model: nn.Module, recording: Recording, begin: Cut, end: Cut, context: 
         ahead=ahead,
         inputs=_port([record and record.inputs for record in recording], recording),
         context=context,
-        writes=_writes(recording, begin, set(filled.buffers.values())),
+        writes=writes,
+        returns=returns,
     )
 
 
@@ -155,16 +159,24 @@ def _owner(place: str, called: set[str]) -> str:
     return owner if owner in called else _owner(owner, called)
 
 
-def _writes(recording: Recording, begin: Cut, own: set[str]) -> Writes:
-    """What a stage writes of its own buffers: what was written after its boundary in a recording.
+def _writes(recording: Recording, begin: Cut, end: Cut, own: set[str]) -> tuple[Writes, Writes]:
+    """What a stage may write of its own buffers, and what it hands out.
 
-    In train this includes what is written in eval: parts of a model may be in eval.
+    It may write what was written after the boundary before it in a recording. It hands out what was written
+    up to the boundary behind it: what a module does that goes on beyond is done again by the next stage. In
+    train both include what is written in eval: parts of a model may be in eval.
     """
-    written = []
+    written, handed = list[set[str]](), list[set[str]]()
     for record in both(recording):
         start = max((record.runs[name][0].end for name in begin), default=-1)
-        written.append({name for name, end in record.written if end > start and name in own})
-    in_eval, in_train = written
+        until = max((record.runs[name][0].end for name in end), default=inf)
+        later = {name: at for name, at in reversed(record.written) if at > start and name in own}
+        written.append({*later})
+        handed.append({name for name, at in later.items() if at <= until})
+    return _in_both(*written), _in_both(*handed)
+
+
+def _in_both(in_eval: set[str], in_train: set[str]) -> Writes:
     return Writes(eval=frozenset(in_eval), train=frozenset(in_eval | in_train))
 
 

@@ -127,9 +127,14 @@ def _resolutions(sizes: Mapping[str, int], blocks: Sequence[str]) -> list[str]:
 
 
 def _last_of_groups(blocks: Sequence[str], groups: int) -> list[str]:
-    """The last block of each of some groups of equal size; none where there are fewer blocks."""
+    """The last block of each of some groups of equal size; none where there are fewer blocks.
+
+    Blocks in a block, such as those of an encoder beside a decoder, count where the outer ones are too few.
+    """
     if groups > len(blocks):
         return []
+    outer = [name for name in blocks if not any(name.startswith(f"{other}.") for other in blocks)]
+    blocks = outer if len(outer) >= groups else blocks
     return [blocks[group * len(blocks) // groups - 1] for group in range(1, groups + 1)]
 
 

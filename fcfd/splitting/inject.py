@@ -72,6 +72,7 @@ class Piece(NamedTuple):
     inputs: Port  # the arguments of the model
     context: tuple[str, ...]  # their names, where the batch is a mapping
     writes: Writes
+    returns: Writes  # of these, what is written when the stage ends
 
 
 class _Injected(NamedTuple):
@@ -98,7 +99,7 @@ def run(piece: Piece, params: Params, buffers: Buffers, x: Any) -> tuple[Any, di
     weights = select("params", params, own.places.params.values())
     state = select("buffers", buffers, own.places.buffers.values())
     trains = any(pair.original.training for pair in own.modes)
-    writes = piece.writes.train if trains else piece.writes.eval
+    writes, returns = (one.train if trains else one.eval for one in (piece.writes, piece.returns))
     for name in writes:
         state[name] = state[name].clone()
     tensors = {place: weights[name] for place, name in own.places.params.items()}
@@ -113,7 +114,7 @@ def run(piece: Piece, params: Params, buffers: Buffers, x: Any) -> tuple[Any, di
         y = logits(call(own, tensors, args, kwargs, piece.asleep))
     except _Stop as stop:
         y = stop.value
-    return y, {name: tensors[place] for place, name in own.places.buffers.items() if name in writes}
+    return y, {name: tensors[place] for place, name in own.places.buffers.items() if name in returns}
 
 
 def _inject(

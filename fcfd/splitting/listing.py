@@ -1,8 +1,8 @@
 """Stages by hand: a list of modules and functions is a model in stages."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -49,41 +49,7 @@ def _entries(model: Any) -> tuple[Callable[..., Any], ...]:
 def _stage_by_hand(entry: Callable[..., Any], modules: nn.Module) -> Stage:
     if not isinstance(entry, nn.Module):
         return partial(_run_function, entry)
-    run_entry = whole(entry, places(entry, within=modules))
-    shared = _shared(entry, modules)
-    return partial(_run_checked, run_entry, shared) if shared else run_entry
-
-
-class _Shared(NamedTuple):
-    """A norm that several stages run: a walk gives each the statistics from before the step."""
-
-    norm: nn.Module
-    text: str
-
-
-def _shared(entry: nn.Module, modules: nn.Module) -> tuple[_Shared, ...]:
-    """The norms with statistics of a stage that other stages run, too."""
-    found = []
-    for name, norm in modules.named_modules():
-        if not getattr(norm, "track_running_stats", False) or norm not in {*entry.modules()}:
-            continue
-        users = [place for place, other in modules.named_children() if norm in {*other.modules()}]
-        if len(users) > 1:
-            text = (
-                f"split: {name!r} is in stages {' and '.join(users)}, and in train mode its statistics would "
-                "count one of them. Make those one stage, or give each a norm of its own."
-            )
-            found.append(_Shared(norm, text))
-    return tuple(found)
-
-
-def _run_checked(
-    run_entry: Stage, shared: Sequence[_Shared], params: Params, buffers: Buffers, x: Any
-) -> tuple[Any, dict[str, Tensor]]:
-    for norm, text in shared:
-        if norm.training:
-            raise ValueError(text)
-    return run_entry(params, buffers, x)
+    return whole(entry, places(entry, within=modules))
 
 
 def _run_function(

@@ -24,7 +24,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from .._tree import TreeSpec, flatten, leaves, map_tensors, tensors
-from ..copying.copies import differ, places, plain
+from ..copying.attributes import Seen, differ, seen
+from ..copying.copies import places
 from .graph import Graph, draw
 
 Batch: TypeAlias = Any
@@ -180,7 +181,7 @@ def _record(model: nn.Module, batch: Batch) -> Record:
     args, kwargs = ((first, *others), {}) if args else ((), dict(zip(kwargs, (first, *others), strict=True)))
     inputs = _noted("", (args, kwargs))
     lookups = _Lookups(tensors(first))
-    before = {name: plain(module) for name, module in model.named_modules()}
+    before = {name: seen(module) for name, module in model.named_modules()}
     notes = _Notes([], [], [])
     with torch.enable_grad(), lookups, _listening(model, notes):
         output = logits(model(*args, **kwargs))
@@ -328,6 +329,6 @@ def _buffers(module: nn.Module) -> dict[str, tuple[int, int]]:
     return {key: (id(held), held._version) for key, held in module._buffers.items() if held is not None}
 
 
-def _rewritten(model: nn.Module, before: Mapping[str, Mapping[str, Any]]) -> frozenset[str]:
+def _rewritten(model: nn.Module, before: Mapping[str, list[Seen]]) -> frozenset[str]:
     """The modules that have other attributes than before."""
-    return frozenset(name for name, module in model.named_modules() if differ(before[name], plain(module)))
+    return frozenset(name for name, module in model.named_modules() if differ(before[name], seen(module)))

@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._tree import clone, leaves
+from ..copying.attributes import Kept, keep, lend, restore
 from ..copying.copies import follow, hooks, places, skeleton
 from ..stages import Buffers, Params
 from .boundaries import BY_HAND
@@ -45,6 +46,7 @@ def proved(model: nn.Module, pieces: Sequence[Piece], batch: Batch, exact: bool)
         ValueError: The stages do not compose to the model.
     """
     twin = skeleton(model)
+    kept = [keep(module, objects=True) for module in twin.modules()]
     pieces = [
         piece._replace(
             copy=piece.copy._replace(modes=follow(piece.copy.modes, twin)),
@@ -57,10 +59,10 @@ def proved(model: nn.Module, pieces: Sequence[Piece], batch: Batch, exact: bool)
     proof = "exact"
     for mode in ("train", "eval"):
         twin.train(mode == "train")
-        if _seeded(_agree, twin, pieces, params, buffers, batch):
+        if _seeded(_agree, twin, kept, pieces, params, buffers, batch):
             continue
         with _EqualDraws():  # type: ignore[no-untyped-call]
-            drawn = _seeded(_agree, twin, pieces, params, buffers, batch)
+            drawn = _seeded(_agree, twin, kept, pieces, params, buffers, batch)
         if exact or not drawn:
             raise ValueError(
                 f"split: compose(stages) differs from the model in {mode} mode"
@@ -82,19 +84,30 @@ def state_of(model: nn.Module) -> list[Any]:
     return found
 
 
-def _agree(twin: nn.Module, pieces: Sequence[Piece], params: Params, buffers: Buffers, batch: Batch) -> bool:
+def _agree(
+    twin: nn.Module,
+    kept: Sequence[Kept],
+    pieces: Sequence[Piece],
+    params: Params,
+    buffers: Buffers,
+    batch: Batch,
+) -> bool:
     """Whether the model and its stages compute the same from the same seed."""
-    whole = _seeded(_whole, twin, params, buffers, batch)
+    whole = _seeded(_whole, twin, kept, params, buffers, batch)
     return _same(whole, _seeded(_chain, pieces, params, buffers, batch))
 
 
-def _whole(twin: nn.Module, params: Params, buffers: Buffers, batch: Batch) -> _Run:
-    """The model's logits, and its buffers afterwards."""
+def _whole(twin: nn.Module, kept: Sequence[Kept], params: Params, buffers: Buffers, batch: Batch) -> _Run:
+    """The model's logits, and its buffers afterwards. What else it writes is forgotten, as a stage does."""
     args, kwargs = clone(arguments(batch))
     own = {**params, **{name: tensor.clone() for name, tensor in buffers.items()}}
     names = places(twin)
     tensors = {place: own[name] for place, name in (names.params | names.buffers).items()}
-    y = logits(functional_call(twin, tensors, args, kwargs, tie_weights=False))
+    lend(kept, traced=False)
+    try:
+        y = logits(functional_call(twin, tensors, args, kwargs, tie_weights=False))
+    finally:
+        restore(kept, traced=False)
     return _Run(y, {name: tensors[name] for name in buffers})
 
 
@@ -104,7 +117,7 @@ def _chain(pieces: Iterable[Piece], params: Params, buffers: Buffers, batch: Bat
     value, state = batch, dict(buffers)
     for piece in pieces:
         try:
-            value, new = run(piece, params, {**buffers, **context}, value)
+            value, new = run(piece, params, {**state, **context}, value)
         except Exception as error:
             after = " and ".join(repr(port.name) for port in piece.begin) or "the input"
             raise ValueError(

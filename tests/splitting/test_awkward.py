@@ -285,15 +285,6 @@ def test_a_shared_norm_counts_as_in_the_model(way):
     assert model.norm.num_batches_tracked == 6
 
 
-def test_a_norm_shared_by_two_stages_is_refused_in_training():
-    norm = nn.BatchNorm1d(6)
-    own = fcfd.split([nn.Sequential(nn.Linear(6, 6), norm), nn.Linear(6, 6), nn.Sequential(norm, nn.Tanh())])
-    with pytest.raises(ValueError, match=r"^split: '0\.1' is in stages 0 and 2, and in train mode its sta"):
-        run(own, own.params, X.float())
-    norm.eval()
-    assert run(own, own.params, X.float())[0].shape == (4, 6)
-
-
 class Recomputing(Body):
     def __init__(self, reentrant: bool) -> None:
         super().__init__()
@@ -312,7 +303,7 @@ def test_a_checkpoint_inside_is_refused_or_fails(reentrant):
     before = snapshot(model)
     params = {name: tensor.requires_grad_() for name, tensor in other(dict(model.named_parameters())).items()}
     y, _ = fcfd.stage(model)(params, dict(model.named_buffers()), X)
-    with pytest.raises(RuntimeError, match="meta"):
+    with pytest.raises(ValueError, match="when its call is over"):
         y.sum().backward()
     assert_unchanged(before, model)
 
