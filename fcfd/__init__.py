@@ -8,6 +8,7 @@ from . import (
     stitching as stitching,
 )
 from .bridges import bridge as bridge
+from .exporting import as_module as as_module
 from .linking import Linked as Linked, link as link
 from .matching import match as match
 from .paths import (
@@ -24,8 +25,11 @@ from .paths import (
     pure as pure,
     step as step,
 )
+from .placement import cast as cast, gathered as gathered, placed as placed, spread as spread
+from .resuming import slots as slots, write_slots_ as write_slots_
 from .splitting import Network as Network, split as split
 from .stages import frozen as frozen, stage as stage, write_buffers_ as write_buffers_
+from .synchronising import synchronised as synchronised
 from .terms import (
     Term as Term,
     masked as masked,

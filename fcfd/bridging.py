@@ -275,17 +275,27 @@ def column_of(
 
 
 def _fitted(run: Stage, source: Tensor, target: Tensor) -> Stage:
-    """A bridge that reads the source's precision and writes the target's, whatever its own is."""
+    """A bridge that reads the source's precision and writes the target's, whatever its own is.
+
+    It runs where the target is.
+    """
     own = _precision(source, target)
-    if source.dtype == own == target.dtype:
+    if source.dtype == own == target.dtype and source.device == target.device:
         return run
-    return partial(_run_fitted, run, own, target.dtype)
+    return partial(_run_fitted, run, own, target.dtype, target.device)
 
 
 def _run_fitted(
-    run: Stage, reads: torch.dtype, writes: torch.dtype, params: Params, buffers: Buffers, x: Any
+    run: Stage,
+    reads: torch.dtype,
+    writes: torch.dtype,
+    device: torch.device,
+    params: Params,
+    buffers: Buffers,
+    x: Any,
 ) -> tuple[Any, dict[str, Tensor]]:
-    y, new = run(params, buffers, cast(x, reads))
+    here = map_tensors(lambda tensor: tensor.to(device), x)
+    y, new = run(params, buffers, cast(here, reads))
     return cast(y, writes), new
 
 

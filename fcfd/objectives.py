@@ -6,6 +6,7 @@ They are pure: what `torch.func.grad(..., has_aux=True)` expects, and one graph 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import recipes
@@ -48,6 +49,7 @@ def appearance(
     """
     _check_images("appearance", images)
     depth = _depth("appearance", stages, student, teacher)
+    _check_roles("appearance", params, student, teacher)
     terms = recipes.appearance(depth, _bridged(stages, student, teacher))
     if not terms:
         raise ValueError(f"appearance: no bridge was built from {student!r} to {teacher!r}; link some.")
@@ -97,6 +99,7 @@ def function(
     """
     _check_images("function", images)
     depth = _depth("function", stages, student, teacher)
+    _check_roles("function", params, student, teacher)
     terms = recipes.function(depth, paths, teacher=teacher, temperature=temperature)
     if not terms:
         raise ValueError("function: there is no path; give at least one, as fcfd.draw does.")
@@ -167,6 +170,7 @@ def fcfd(
     """
     _check_images("fcfd", images)
     depth = _depth("fcfd", stages, student, teacher)
+    _check_roles("fcfd", params, student, teacher)
     bridged = _bridged(stages, student, teacher)
     terms = recipes.fcfd(depth, paths, bridged, student=student, teacher=teacher, temperature=temperature)
     weights = _by_name(terms, feature_weight, path_weight)
@@ -212,6 +216,20 @@ def _depth(function: str, stages: Mapping[str, Column], student: str, teacher: s
             f"{len(stages[teacher])}; cut them alike."
         )
     return len(stages[student])
+
+
+def _check_roles(function: str, params: Mapping[str, Params], student: str, teacher: str) -> None:
+    """Refuse a frozen student beside a teacher that is not: the roles are exchanged, nothing would learn."""
+    learns, teaches = (
+        any(tensor.requires_grad for tensor in params.get(letter, {}).values())
+        for letter in (student, teacher)
+    )
+    if torch.is_grad_enabled() and teaches and params.get(student) and not learns:
+        raise ValueError(
+            f"{function}: the parameters of student {student!r} are detached, those of teacher {teacher!r} "
+            f"are not, so nothing would learn. Exchange the roles, or pass params | {{{student!r}: "
+            f"dict(student.named_parameters()), {teacher!r}: fcfd.frozen(params[{teacher!r}])}}."
+        )
 
 
 def _bridged(stages: Mapping[str, Column], student: str, teacher: str) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from .layouts import Layout, into_form, is_formed, out_of_form
 from .stages import Buffers, Column, Params, Stage
 
 
-def _check_column(function: str, stages: Any) -> None:
+def check_column(function: str, stages: Any) -> None:
     """A column is a tuple of functions, and neither a network nor a module; those hold one."""
     if hasattr(stages, "stages"):
         raise TypeError(
@@ -49,7 +49,7 @@ def compiled(stages: Column, **options: Any) -> Column:
         >>> run(dict(layer.named_parameters()), {}, torch.ones(1, 2))[0].shape
         torch.Size([1, 2])
     """
-    _check_column("compiled", stages)
+    check_column("compiled", stages)
     return tuple(
         stage if stage is None else torch.compile(_private(stage), **{"fullgraph": True, **options})
         for stage in stages
@@ -85,7 +85,7 @@ def checkpointed(stages: Column) -> Column:
         >>> run(dict(layer.named_parameters()), {}, torch.ones(1, 2))[0].shape
         torch.Size([1, 2])
     """
-    _check_column("checkpointed", stages)
+    check_column("checkpointed", stages)
     return tuple(stage if stage is None else partial(_recomputed, stage) for stage in stages)
 
 
@@ -116,7 +116,7 @@ def laid_out(stages: Column, layouts: Sequence[Layout | None]) -> Column:
         >>> second({}, {}, torch.ones(1, 3, 5, 7))[0].shape
         torch.Size([1, 5, 7, 3])
     """
-    _check_column("laid_out", stages)
+    check_column("laid_out", stages)
     check_type("laid_out", "layouts", layouts, Sequence, "the layout of each stage's feature, or None")
     for layout in layouts:
         check_type("laid_out", "a layout", layout, (Layout, type(None)), "a parsed layout, or None")
@@ -157,7 +157,7 @@ def joined(stages: Column, ends: Sequence[int]) -> Column:
         >>> first({}, {}, 1)[0], second({}, {}, 1)[0]
         (2, 4)
     """
-    _check_column("joined", stages)
+    check_column("joined", stages)
     check_type("joined", "ends", ends, Sequence, "the depth at which each new stage ends")
     whole = tuple(stage for stage in stages if stage is not None)
     if sorted({*ends} - {0}) != list(ends) or [*ends][-1:] != [len(whole)] or len(whole) < len(stages):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ._text import check_mapping, check_number, check_type, table
-from ._tree import detach, shapes
+from ._tree import detach, map_tensors, shapes, tensors
 from .paths import Step, crosses, expand, plan as plan_of, step
 from .stages import Buffers, Column, Params, Stage
 from .terms import Term, Terms, check_terms, is_batch_data, path_names, present, reads
@@ -291,7 +291,7 @@ def _part(name: str, term: Term, values: Mapping[str, Any]) -> Tensor:
     predictions = [_value(name, path, values) for path in path_names(term.prediction)]
     targets = [detach(_value(name, path, values)) for path in path_names(term.target)]
     try:
-        part = term.loss(*predictions, *targets)
+        part = term.loss(*predictions, *_beside(predictions[0], targets))
         if isinstance(part, Tensor):
             return part.mean()
     except Exception as error:
@@ -300,6 +300,12 @@ def _part(name: str, term: Term, values: Mapping[str, Any]) -> Tensor:
     raise ValueError(
         f"evaluate: term {name!r}: its loss returned {type(part).__name__}, where one tensor is wanted."
     )
+
+
+def _beside(prediction: Any, targets: list[Any]) -> list[Any]:
+    """Targets on the device of what is compared with them."""
+    device = next((tensor.device for tensor in tensors(prediction)), None)
+    return [map_tensors(lambda tensor: tensor.to(device), target) for target in targets]
 
 
 def _value(name: str, path: str, values: Mapping[str, Any]) -> Any:
@@ -338,7 +344,8 @@ def _sum(terms: Terms, parts: Mapping[str, Tensor]) -> Tensor:
         check_number("weighted_sum", f"the weight of term {name!r}", term.weight)
         if not isinstance(parts.get(name), Tensor) or parts[name].ndim > 0:
             raise ValueError(f"weighted_sum: parts[{name!r}] must be a scalar, as fcfd.evaluate returns it.")
-    return torch.stack([term.weight * parts[name] for name, term in terms.items()]).sum()
+    device = parts[next(iter(terms))].device
+    return torch.stack([(term.weight * parts[name]).to(device) for name, term in terms.items()]).sum()
 
 
 def objective(

@@ -301,3 +301,23 @@ def test_other_counts_of_stages_are_refused():
     short = nets.stages | {"s": nets.stages["s"][1:]}
     with pytest.raises(ValueError, match="network 's' has 3 stages, 't' has 4; cut them alike"):
         losses.appearance(short, nets.params, nets.buffers, batch()[0])
+
+
+@pytest.mark.parametrize("loss", [losses.fcfd, losses.function, losses.appearance])
+def test_a_frozen_student_beside_a_teacher_that_is_not_is_refused(loss):
+    teacher, _, nets = pair()
+    images, labels = batch()
+    own = {"t": dict(teacher.named_parameters()), "s": fcfd.frozen(nets.params["s"])}
+    given = {losses.fcfd: (images, labels), losses.function: (images,), losses.appearance: (images,)}[loss]
+    options = {} if loss is losses.appearance else {"paths": nets.crossings[:1]}
+
+    def run(params):
+        return loss(nets.stages, params, nets.buffers, *given, **options)[0]
+
+    with pytest.raises(
+        ValueError, match=rf"{loss.__name__}: the parameters of student 's' are detached, those"
+    ):
+        run(nets.params | own)
+    run(nets.params | {"s": own["s"]})  # both frozen: bridges alone learn
+    with torch.no_grad():
+        run(nets.params | own)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import fcfd
-from benchmarks import cifar100, imagenet, losses, scaling, step
+from benchmarks import accounting, cifar100, imagenet, losses, scaling, step
 from benchmarks.common import spread
 from benchmarks.methods import METHODS
 from benchmarks.step import Setting
@@ -31,7 +31,7 @@ DOCS = Path(__file__).parents[1]
 RESULTS = DOCS.parent / "benchmarks" / "results"
 PAGES = [
     DOCS.parent / "README.md",
-    *(DOCS / f"{name}.md" for name in ("api/losses", "compile", "losses", "published")),
+    *(DOCS / f"{name}.md" for name in ("api/losses", "compile", "losses", "published", "scale")),
     *sorted(DOCS.glob("recipes/*.md")),
 ]
 
@@ -74,12 +74,22 @@ def _filled(mark: re.Match[str]) -> str:
         "rivals": _rivals,
         "pairs": _pairs,
         "methods": _methods,
+        "accounting": _accounting,
     }
     if mark[2] == "members":
         lines = _members(mark[3])
     else:
         lines = [f"| {' | '.join(row)} |" for row in kinds[mark[2]](mark[3])]
     return "\n".join([mark[1].rstrip(), *lines, "<!-- end -->"])
+
+
+def _accounting(depth: str) -> list[tuple[str, ...]]:
+    half = int(depth) // 2
+    paths = ("s" * half + "t" * half, "t" * half + "s" * half)
+    rows = [accounting.row(placement, paths, int(depth)) for placement in accounting.PLACEMENTS]
+    head = ("placement", "held", "largest stage", "gathered", "reduced")
+    cells = [(row.placement, *(f"{amount:,.0f}" for amount in row[1:])) for row in rows]
+    return [head, ("---", *["---:"] * 4), *cells]
 
 
 def _members(file: str) -> list[str]:
