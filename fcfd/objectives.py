@@ -12,9 +12,9 @@ from torch import Tensor
 from . import recipes
 from ._text import check_callable, check_mapping
 from ._tree import shape, tensors
-from .paths import pure
+from .paths import crosses, is_bridged, pure
 from .stages import Buffers, Column, Params
-from .terms import Terms, check_terms, scaled
+from .terms import Terms, check_terms, path_names, scaled
 from .walking import Aux, objective
 
 
@@ -122,13 +122,14 @@ def fcfd(
     path_weight: float = 1.0,
     label_weight: float = 1.0,
     kl_weight: float = 1.0,
+    crossed: float | Tensor = 1.0,
     change: Callable[[Terms], Terms] | None = None,
 ) -> tuple[Tensor, Aux]:
     """Function-consistent feature distillation: the whole objective over sampled paths.
 
     ```
-    L = label_weight · CE + kl_weight · KL
-        + feature_weight · (L_app + Σ L2 of paths) + path_weight · Σ KL of paths
+    L = label_weight · CE + kl_weight · KL + feature_weight · L_app
+        + crossed · (feature_weight · Σ L2 of paths + path_weight · Σ KL of paths)
     ```
 
     Args:
@@ -150,6 +151,9 @@ def fcfd(
         path_weight: The weight of the crossed paths' divergences; published 1 (0.2 for one pair).
         label_weight: The weight of the labels; published 1.
         kl_weight: The weight of the student's own divergence; published 1.
+        crossed: The factor of all that is compared on crossed paths. Published 1 throughout; recommended
+            is `fcfd.schedules.linear_warmup` over the first third of training, because a path through a
+            bridge that has learned nothing is noise. At 0 the paths are not computed.
         change: From the terms to the terms that count: other losses, weights and masks, by
             `fcfd.replaced`, `fcfd.scaled` and the like. By default they stay.
 
@@ -175,6 +179,7 @@ def fcfd(
     terms = recipes.fcfd(depth, paths, bridged, student=student, teacher=teacher, temperature=temperature)
     weights = _by_name(terms, feature_weight, path_weight)
     terms = scaled(terms, weights | {"label": label_weight, "kl/student": kl_weight})
+    terms = scaled(terms, dict.fromkeys(_on_crossed_paths(terms), crossed))
     if change is not None:
         check_callable("fcfd", "change", change)
         terms = check_terms("fcfd: change", change(terms))
@@ -187,6 +192,16 @@ def fcfd(
 def _by_name(terms: Terms, feature: float | Tensor, path: float | Tensor) -> dict[str, float | Tensor]:
     """The weight of every term: one for divergences, one for what compares features."""
     return {name: path if name.startswith("kl/") else feature for name in terms}
+
+
+def _on_crossed_paths(terms: Terms) -> list[str]:
+    """The names of the terms that compare what a network makes of another's bridged feature."""
+    predictions = {name: path_names(term.prediction) for name, term in terms.items()}
+    return [
+        name
+        for name, paths in predictions.items()
+        if any(crosses(path) and not is_bridged(path) for path in paths)
+    ]
 
 
 def _check_images(function: str, images: Any) -> None:

@@ -143,7 +143,7 @@ def test_D2_zero_times_infinity_is_nothing():
     assert "b" in fcfd.evaluate({"b": terms["b"]._replace(weight=zero)}, values)
 
 
-@pytest.mark.parametrize("option", ["feature_weight", "path_weight", "label_weight", "kl_weight"])
+@pytest.mark.parametrize("option", ["feature_weight", "path_weight", "label_weight", "kl_weight", "crossed"])
 def test_D2_every_weight_of_fcfd_can_be_zero(option):
     """What was weighted by 0 was computed all the same."""
     nets, x = two(), torch.randn(4, 6)
@@ -153,6 +153,7 @@ def test_D2_every_weight_of_fcfd_can_be_zero(option):
         "path_weight": ("kl/stt",),
         "label_weight": ("label",),
         "kl_weight": ("kl/student",),
+        "crossed": ("feature/st", "pooled/st", "kl/stt"),
     }[option]
     assert aux.parts
     assert not [name for name in aux.parts if name.startswith(gone)]

@@ -41,6 +41,24 @@ def test_fcfd_is_the_sum_of_kd_appearance_and_function():
     torch.testing.assert_close(loss, label + divergence + 0.7 * app + fun)
 
 
+@pytest.mark.parametrize("crossed", [0.0, 0.3, 1.0, torch.tensor(0.3)])
+def test_crossed_is_a_factor_of_function_and_of_nothing_else(crossed):
+    *_, nets = pair()
+    images, labels = batch()
+    without, _ = _fcfd(nets, images, labels, paths=(), feature_weight=0.7)
+    fun, _ = losses.function(*nets.columns, images, paths=ONE_EACH, feature_weight=0.7, path_weight=0.2)
+    loss, aux = _fcfd(nets, images, labels, feature_weight=0.7, path_weight=0.2, crossed=crossed)
+    torch.testing.assert_close(loss, without + crossed * fun)
+    computed = {path for path in aux.values if path in ONE_EACH}
+    assert computed == (set(ONE_EACH) if crossed else set()), "what weighs nothing is not computed"
+
+
+def test_crossed_must_be_a_number():
+    *_, nets = pair()
+    with pytest.raises(TypeError, match=r"weights\['feature/ss"):
+        _fcfd(nets, *batch(), crossed="0.5")
+
+
 def test_the_parts_carry_the_names_of_their_paths():
     *_, nets = pair()
     _, aux = _fcfd(nets, *batch(), paths=("sttt", "ttss"))
