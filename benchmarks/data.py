@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts it
 
@@ -53,6 +54,13 @@ def fashion_mnist(folder: Path = FASHION_MNIST) -> Data:
         parts += [torch.tensor(images, dtype=torch.float32).unsqueeze(1) / 255 - 0.5]
         parts += [torch.tensor(labels, dtype=torch.long)]
     return Data(*parts)
+
+
+def fashion_mnist_14(folder: Path = FASHION_MNIST) -> Data:
+    """Fashion-MNIST at 14×14 pixels, each the mean of four: four times as fast to learn from."""
+    full = fashion_mnist(folder)
+    images, test_images = (F.avg_pool2d(part, 2) for part in (full.images, full.test_images))
+    return Data(images, full.labels, test_images, full.test_labels)
 
 
 def _find(folder: Path, name: str) -> Path:

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MultipleLocator
 
 from .common import spread
+from .statistics import paired
 
 COLOURS = ("#c3c8cf", "#868d98", "#4c7fb0", "#e0a63f", "#c4622d", "#16a077", "#0b4a3b")
 STYLE: dict[Any, Any] = {
@@ -50,26 +51,33 @@ def _version(package: str) -> str:
 
 
 def table(results: dict[str, Any], *, against: str) -> None:
-    """Print a row a method: accuracy, the difference to one method on the same seeds, distance, time."""
+    """Print a row a method: accuracy, the paired difference to one method, distance, time."""
     shown = Table(
         title="{data}: {images} images to learn from, {test_images} to test on".format(**results),
-        caption=f"mean ± deviation over {len(results['seeds'])} seeds\n"
+        caption=f"mean ± deviation over {len(results['seeds'])} seeds; differences with intervals of 95 %\n"
         f"teacher: {results['teacher']['accuracy']:.1%}",
     )
     for heading in ("method", "accuracy, %", f"− {against}", "distance, nats", "CPU s"):
         shown.add_column(heading, justify="left" if heading == "method" else "right")
     methods = _by_method(results)
     for method, runs in methods.items():
-        pairs = zip(runs, methods[against], strict=True)
-        differences = [100 * (run["accuracy"] - other["accuracy"]) for run, other in pairs]
         shown.add_row(
             method,
             spread([100 * run["accuracy"] for run in runs], ".1f"),
-            "" if method == against else spread(differences, "+.1f"),
+            "" if method == against else _difference(runs, methods[against]),
             spread([fmean(run["distance"].values()) for run in runs], ".3f"),
             f"{fmean(run['cpu_seconds'] for run in runs):.1f}",
         )
     Console().print(shown)
+
+
+def _difference(runs: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
+    """The mean of paired differences of accuracy, and its interval where there are two pairs."""
+    one, other = ([100 * run["accuracy"] for run in each] for each in (runs, others))
+    if len(one) < 2:
+        return f"{one[0] - other[0]:+.1f}"
+    found = paired(one, other)
+    return f"{found.mean:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
 
 
 def write(results: dict[str, Any], path: Path) -> None:

@@ -22,6 +22,7 @@ from benchmarks import accounting, cifar100, imagenet, losses, scaling, step
 from benchmarks.common import spread
 from benchmarks.methods import METHODS
 from benchmarks.step import Setting
+from benchmarks.study import report as study
 from fcfd import recipes, scaled
 from fcfd.paths import bridged
 from fcfd.terms import Term, _multi_level
@@ -55,7 +56,7 @@ RECIPES: dict[str, Mapping[str, Term]] = {
 }
 """What the pages of recipes show, for networks of five stages."""
 
-_MARK = re.compile(r"(<!-- (?:table|list): (\w+) of ([\w -]+) -->\n).*?<!-- end -->", re.DOTALL)
+_MARK = re.compile(r"(<!-- (?:table|list): (\w+) of ([\w ,+-]+) -->\n).*?<!-- end -->", re.DOTALL)
 
 
 def written(text: str) -> str:
@@ -68,6 +69,11 @@ def _filled(mark: re.Match[str]) -> str:
         "losses": _losses,
         "terms": _terms,
         "results": _results,
+        "study": study.study_rows,
+        "tuning": study.tuning_rows,
+        "distance": study.distance_rows,
+        "gradients": study.gradient_rows,
+        "costs": study.cost_rows,
         "step": _step,
         "memory": _memory,
         "compiling": _compiling,
