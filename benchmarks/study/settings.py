@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import fcfd
+from reference.zoo import resnet
 
 from .. import data as images
 from ..networks import network, sgd
+from .emoji import by_groups, emoji, shifted
 from .methods import METHODS
 from .networks import depthwise, mixer
 from .reviews import adamw, by_layers, classifier, kept, named, reviews
@@ -157,6 +159,20 @@ REVIEWS = Setting(
     feed=named,
     mask=kept,
 )
+EMOJI = Setting(
+    data=emoji,
+    teacher=partial(resnet.resnet32x4, 99),
+    student=partial(resnet.resnet8x4, 99),
+    per_class=None,
+    steps=2000,
+    teacher_steps=3000,
+    held_out=500,
+    seeds=5,
+    tuned_on="emoji",
+    batch=64,
+    cut=by_groups,
+    augment=shifted,
+)
 
 SETTINGS = {
     "small-200": SMALL._replace(
@@ -172,6 +188,7 @@ SETTINGS = {
     "fashion-200": FASHION,
     "fashion-2000": FASHION._replace(per_class=200, steps=1000),
     "digits": DIGITS,
+    "emoji": EMOJI,
     "reviews": REVIEWS,
 }
 """By name. The settings of Fashion-MNIST at 28 pixels have one teacher, those at 14 pixels another."""

@@ -1,16 +1,29 @@
 """The study on a handful of steps: resuming, pairing, tuning, statistics, what methods are made of."""
 
+import io
 import json
 import math
 import random
+import tarfile
 
 import pytest
 import torch
 
 import fcfd
 from benchmarks import data, statistics
-from benchmarks.study import __main__ as command, cost, driver, methods, probes, report, settings, training
+from benchmarks.study import (
+    __main__ as command,
+    cost,
+    driver,
+    emoji,
+    methods,
+    probes,
+    report,
+    settings,
+    training,
+)
 from fcfd.paths import crosses
+from reference.zoo import resnet
 
 FEW = data.Data(*(part[:120] for part in data.digits()))
 TINY = settings.DIGITS._replace(
@@ -385,3 +398,73 @@ def test_costs_are_in_steps_of_kd(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     assert report.cost_rows("tiny-cpu")[2] == ("KD", "1.00", "1.00")
     assert "FCFD, all paths" in capsys.readouterr().out
+
+
+@pytest.fixture
+def packages(tmp_path):
+    """Three packages of drawings, three emoji of two groups each, and one of no group."""
+    from PIL import Image
+
+    rows = [{"image": f"1f60{at}.png", "subcategory": ("cat", "dog", "dog")[at]} for at in range(3)]
+    for package, inside in (emoji.LEARNED | emoji.TESTED).items():
+        form = "webp" if "fluent" in package else "png"
+        with tarfile.open(tmp_path / f"{package}-1.0.0.tgz", "w:gz") as archive:
+
+            def add(name, content, archive=archive):
+                info = tarfile.TarInfo(f"package/{name}")
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+
+            add("emoji.json", json.dumps(rows).encode())
+            add("img/other/64/1f600.png", b"of another vendor")
+            for at in range(4):
+                content = io.BytesIO()
+                Image.new("RGBA", (64, 64), (255, 0, 0, 255 * (at > 0))).save(content, form, lossless=True)
+                add(f"{inside}1F60{at}.{form}", content.getvalue())
+    return tmp_path
+
+
+def test_emoji_are_read_from_the_packages(packages):
+    read = emoji.emoji(packages)
+    assert read.images.shape == (6, 3, 32, 32)
+    assert read.test_images.shape == (3, 3, 32, 32)
+    assert read.labels.bincount().tolist() == [2, 4]
+    assert read.test_labels.bincount().tolist() == [1, 2]
+    clear = read.test_images[read.test_labels == 0][0]
+    torch.testing.assert_close(clear, torch.full((3, 32, 32), 128 / 255 - 0.5), msg="what is clear is grey")
+    red = read.test_images[read.test_labels == 1][0]
+    assert red[:, 0, 0].tolist() == [0.5, -0.5, -0.5]
+
+
+def test_a_missing_package_says_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match="there is no emoji-datasource-google.*npm pack"):
+        emoji.emoji(tmp_path)
+
+
+def test_pictures_are_moved_by_the_generator():
+    images = torch.arange(2 * 3 * 32 * 32.0).reshape(2, 3, 32, 32)
+    moved = [emoji.shifted(images, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert moved[0].shape == images.shape
+    assert torch.equal(moved[0], moved[1])
+    assert not torch.equal(moved[0], moved[2])
+
+
+def test_the_published_pair_learns_emoji(packages, monkeypatch):
+    setting = settings.EMOJI._replace(
+        data=lambda: emoji.emoji(packages),
+        teacher=lambda: resnet.resnet8(99),
+        student=lambda: resnet.resnet8(99),
+        steps=1,
+        held_out=2,
+        batch=4,
+    )
+    _, record = training.run(
+        setting,
+        methods.METHODS["FCFD"],
+        setting.teacher(),
+        training.parts(setting, "test"),
+        factor=1.0,
+        seed=0,
+        device="cpu",
+    )
+    assert math.isfinite(record["loss"])
