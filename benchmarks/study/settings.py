@@ -178,6 +178,7 @@ SETTINGS = {
     "small-200": SMALL._replace(
         methods=EVERY, seeds=12, distance=("KD", "KD + hints", "FCFD, published", "FCFD")
     ),
+    "small-weight-10": SMALL._replace(tuned_on="nothing"),  # before tuning
     "small-2000": SMALL._replace(per_class=200, steps=1000),
     "small-long": SMALL._replace(steps=1500),
     "small-room": SMALL._replace(student=partial(network, 16, convolutions=1, first_stride=2)),
@@ -185,7 +186,7 @@ SETTINGS = {
     "small-mixer": SMALL._replace(
         student=partial(mixer, 32, 24, patch=2, size=14), layouts=(("s", "b (h=7 w=7) c"),)
     ),
-    "fashion-200": FASHION._replace(tuned_on="nothing"),  # the demo's own weights, as in a first look
+    "fashion-200": FASHION,
     "fashion-2000": FASHION._replace(per_class=200, steps=1000),
     "digits": DIGITS,
     "emoji": EMOJI,
