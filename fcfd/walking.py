@@ -1,5 +1,6 @@
 """Walk a plan across networks, evaluate terms on its values, and add them up."""
 
+from collections import ChainMap
 from collections.abc import Container, Iterable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
@@ -148,9 +149,12 @@ def _run(
         check_mapping("walk", f"{kind}[{column!r}]", dicts[column], "a flat dict of tensors by name")
     batch = _batch(path, values, stages)
     inputs = tuple([values[source] if source else batch for source in _known(path, sources, values)])
-    state = {**buffers[column], **before} if before else buffers[column]
-    if isinstance(batch, Mapping):
-        state = {**state, **batch}
+    layers = [
+        *([batch] if isinstance(batch, Mapping) else []),
+        *([before] if before else []),
+        buffers[column],
+    ]
+    state = ChainMap(*layers) if len(layers) > 1 else buffers[column]
     try:
         result = stage(params[column], state, inputs[0] if len(inputs) == 1 else inputs)
     except Exception as error:

@@ -140,6 +140,7 @@ def test_placed_moves_the_input_and_what_the_batch_names():
 WHERE = {"s": "cuda:0", "t>s": "cuda:0", "t": "cuda:1", "s>t": "cuda:1"}
 
 
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @torch.no_grad()  # autograd wants a real device
 def test_a_step_over_two_devices():
     networks = {
