@@ -37,14 +37,21 @@ EMBEDDINGS = {"CIFAR": Size(64, 256), "ImageNet": Size(256, 512)}
 MAPS = {"CIFAR": Size(64, 64, 8), "ImageNet": Size(64, 512, 7)}
 SIZES = {
     "logits": LOGITS,
+    "divergences": LOGITS,
+    "ranks": LOGITS,
+    "sparse": LOGITS,
+    "vocabularies": LOGITS,
     "temperatures": LOGITS,
     "detection": LOGITS,
     "relations": EMBEDDINGS,
     "contrastive": EMBEDDINGS,
     "features": MAPS,
     "maps": MAPS,
+    "tokens": MAPS,
+    "standardization": EMBEDDINGS,
 }
 VOCABULARY = {"cpu": Size(128, 32000), "cuda": Size(1024, 32000)}
+OF_TOKENS = ("logits", "divergences", "sparse", "vocabularies")
 TOO_LARGE = ("wkd_logit",)
 """Not run on a vocabulary: the class cost alone has a billion entries."""
 
@@ -76,7 +83,7 @@ def cases(others: Sequence[Contender], device: str, *, quick: bool, only: str | 
         name = row.loss.__name__
         family = row.loss.__module__.rpartition(".")[2]
         sizes = dict(SIZES[family])
-        if family == "logits" and name not in TOO_LARGE:
+        if family in OF_TOKENS and name not in TOO_LARGE:
             sizes["vocabulary"] = VOCABULARY[device]
         if only is not None and only != name:
             continue

@@ -28,10 +28,11 @@ from .paths import (
 from .placement import cast as cast, gathered as gathered, placed as placed, spread as spread
 from .resuming import slots as slots, write_slots_ as write_slots_
 from .splitting import Network as Network, split as split
-from .stages import frozen as frozen, stage as stage, write_buffers_ as write_buffers_
+from .stages import ema as ema, frozen as frozen, stage as stage, write_buffers_ as write_buffers_
 from .synchronising import synchronised as synchronised
 from .terms import (
     Term as Term,
+    balanced as balanced,
     masked as masked,
     reads as reads,
     replaced as replaced,

@@ -73,6 +73,19 @@ def check_callable(function: str, name: str, value: Any) -> None:
         raise TypeError(f"{function}: {name} is of type {type(value).__name__}; give a function.")
 
 
+def check_choice(function: str, name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise unless a value is one of a few words."""
+    if not isinstance(value, str) or value not in choices:
+        error = ValueError if isinstance(value, str) else TypeError
+        raise error(f"{function}: {name} {value!r} must be {' or '.join(map(repr, choices))}.")
+
+
+def check_flag(function: str, name: str, value: Any) -> None:
+    """Raise a TypeError unless a value is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{function}: {name} {value!r} must be True or False.")
+
+
 def check_integer(function: str, name: str, value: Any, *, least: int | None = None) -> int:
     """A whole number of any type that is one (numpy's too), but for a truth value."""
     symbolic = type(value).__name__ == "SymInt"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ._text import check_integer, check_number, check_type
-from ._tree import TreeSpec, leaves, unflatten
+from ._tree import TreeSpec, leaves, tensors, unflatten
 from .families.maps import channel_stats_align
 from .layouts import Grid, Layout, Shape, channel_axis, channels_last, grid, into_form, is_formed, parse
 
@@ -29,6 +29,25 @@ _CONVOLUTIONS: dict[int, tuple[Any, Any, Any]] = {
     2: (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d),
     3: (nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d),
 }
+
+
+def identity(source: Any, target: Any) -> nn.Module | None:
+    """No bridge where two features have one shape: for `link(..., bridges=identity)`.
+
+    Networks of one architecture read each other's features as they are: a quantised or pruned copy, a moving
+    average, blocks that replace blocks.
+
+    Returns:
+        `nn.Identity()`, or None, for the usual bridge, where the shapes differ.
+
+    Example:
+        >>> identity(torch.ones(2, 3), torch.zeros(2, 3))
+        Identity()
+        >>> identity(torch.ones(2, 3), torch.zeros(2, 4)) is None
+        True
+    """
+    sizes = [[tensor.shape for tensor in tensors(feature)] for feature in (source, target)]
+    return nn.Identity() if sizes[0] == sizes[1] else None
 
 
 class _Side(NamedTuple):
@@ -310,6 +329,46 @@ class MultiBridge(nn.Module):
         found = leaves(x)
         arrived = [[module(found[int(at)]) for at, module in row.items()] for row in self.rows]  # type: ignore[operator]
         return unflatten([torch.stack(own).sum(0) for own in arrived], self.form)
+
+
+class Orthogonal(nn.Module):
+    """A linear bridge that keeps all angles: the projection of VkD, for `losses.vkd`.
+
+    ```
+    out = x Pᵀ,    Pᵀ P = 1, or P Pᵀ = 1 where the target is narrower
+    P = the orthogonal factor Q of weight = Q R, with a positive diagonal of R
+    ```
+
+    `weight` is an ordinary parameter, free to learn; only its directions count. An orthogonal weight is P
+    itself, so `state_dict` and `torch.func.functional_call` need to know nothing.
+
+    Args:
+        source: Width of what it reads, `[..., source]`: vectors or tokens.
+        target: Width of what it returns.
+
+    Example:
+        >>> tokens = torch.randn(2, 5, 6)
+        >>> projected = Orthogonal(6, 8)(tokens)
+        >>> torch.allclose(projected.norm(dim=-1), tokens.norm(dim=-1), atol=1e-5)
+        True
+    """
+
+    def __init__(self, source: int, target: int) -> None:
+        super().__init__()
+        check_integer("Orthogonal", "source", source, least=1)
+        check_integer("Orthogonal", "target", target, least=1)
+        self.weight = nn.Parameter(torch.empty(target, source))
+        nn.init.orthogonal_(self.weight)
+
+    def projection(self) -> Tensor:
+        """P, `[target, source]`."""
+        tall = self.weight if self.weight.shape[0] >= self.weight.shape[1] else self.weight.mT
+        q, r = torch.linalg.qr(tall.to(torch.promote_types(tall.dtype, torch.float32)))
+        projection: Tensor = q * torch.where(r.diagonal() < 0, -1.0, 1.0)
+        return projection if tall is self.weight else projection.mT
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.projection().to(x.dtype))
 
 
 class MatchStatistics(nn.Module):

@@ -1,13 +1,13 @@
 """The bridges that a plan needs, and how the features that they read and lead to are laid out."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from ._text import listing
+from ._text import check_type, listing
 from ._tree import flatten, leaves, map_tensors, shape, tensors
 from .bridges import MultiBridge, bridge
 from .copying.copies import places
@@ -153,6 +153,24 @@ def _pattern(tensor: Tensor, layout: Layout | None, batch: Any) -> str | None:
 
 
 # Bridges
+
+
+Builder: TypeAlias = Callable[[Any, Any], nn.Module | None]
+
+
+def by_builder(builder: Builder, bridges: Iterable[str], values: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """What a function makes of both ends of every bridge, by path; None leaves the usual bridge."""
+    found = {}
+    for name in bridges:
+        source, target = _ends(name)
+        module = builder(values[source], values[target])
+        if module is not None:
+            wanted = "a module, or None for the usual bridge"
+            check_type(
+                "link", f"what bridges(source, target) returned for {name!r}", module, nn.Module, wanted
+            )
+            found[name] = module
+    return found
 
 
 def build(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ._text import check_mapping, check_type, listing, table
 from ._tree import map_tensors, shape, tensors
-from .bridging import build, cast, column_of, layouts_of, needed
+from .bridging import Builder, build, by_builder, cast, column_of, layouts_of, needed
 from .layouts import into_form
 from .matching import match
 from .paths import bridged, crosses, crossings, depth, expand, is_bridged, listed, plan, pure
@@ -69,7 +69,7 @@ def link(
     teacher: str = "t",
     first: int = 1,
     paths: Iterable[str] | None = None,
-    bridges: Mapping[str, nn.Module] | None = None,
+    bridges: Mapping[str, nn.Module] | Builder | None = None,
     layouts: Mapping[str, str] | None = None,
 ) -> Linked:
     """Link networks by the bridges that the given paths need.
@@ -94,7 +94,9 @@ def link(
         paths: Every path that will be walked. By default FCFD's: all crossings in both directions, and
             every student's feature bridged into the teacher.
         bridges: Modules of your own by the path of what they return: `{"ss>t": module}`. A bridge that sees
-            the target's feature, `{"ss&t": module}`, reads the pair `(feature, seen)`.
+            the target's feature, `{"ss&t": module}`, reads the pair `(feature, seen)`. Or a function that is
+            given both features of the example, `builder(source, target)`, and returns a module, or None for
+            the usual bridge: `fcfd.bridges.identity` builds none where the shapes agree.
         layouts: The axes of features as `fcfd.layouts` says, of all of a network's or of one:
             `{"s": "b c t", "tt": "b (1 + h=14 w) c"}`. Not needed where `split` saw them, or one reading
             alone fits. Features are handed out in the form that losses read: `"b c t"` as `"b c 1 t"`.
@@ -132,8 +134,11 @@ def link(
         paths = crossings(count, between, first=first) + bridged(count, between[:1], first=first)
     paths = listed("link", paths)
     _check_paths(paths, networks, count)
-    own, stated = _by_path("bridges", bridges, nn.Module), _by_path("layouts", layouts, str)
-    wanted = needed(plan(paths))
+    wanted, stated = needed(plan(paths)), _by_path("layouts", layouts, str)
+    if callable(bridges) and not isinstance(bridges, nn.Module):
+        own = by_builder(bridges, wanted, values)
+    else:
+        own = _by_path("bridges", bridges, nn.Module)
     read = layouts_of(wanted, networks, values, stated, own)
     for path, layout in read.items():
         values[path] = map_tensors(partial(into_form, layout=layout), values[path])
@@ -160,7 +165,7 @@ def link(
     )
 
 
-def _by_path(name: str, given: Mapping[str, T] | None, kind: type[T]) -> dict[str, T]:
+def _by_path(name: str, given: Any, kind: type[T]) -> dict[str, T]:
     """What the caller gives by path, checked, under the long form of each path."""
     found = {} if given is None else given
     check_mapping("link", name, found, f"a dict of {kind.__name__} by path")

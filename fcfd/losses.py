@@ -15,9 +15,18 @@ from .families.contrastive import (
     crd_nce as crd_nce,
     info_nce as info_nce,
     prototype_info_nce as prototype_info_nce,
+    similarity_kl as similarity_kl,
 )
 from .families.detection import (
     kd_quality_focal as kd_quality_focal,
+)
+from .families.divergences import (
+    ab_divergence as ab_divergence,
+    akl as akl,
+    alpha_mixture as alpha_mixture,
+    gkl as gkl,
+    ikl as ikl,
+    taid as taid,
 )
 from .families.features import (
     activation_boundary as activation_boundary,
@@ -32,6 +41,7 @@ from .families.features import (
     squared_error as squared_error,
     srd as srd,
     vid as vid,
+    vkd as vkd,
 )
 from .families.logits import (
     binary_cross_entropy as binary_cross_entropy,
@@ -73,6 +83,12 @@ from .families.positions import (
     masked as masked,
     next_token as next_token,
 )
+from .families.ranks import (
+    gdkd as gdkd,
+    gdkd3 as gdkd3,
+    rld as rld,
+    topk_nckd as topk_nckd,
+)
 from .families.relations import (
     cc_adjacent as cc_adjacent,
     cc_taylor_rbf as cc_taylor_rbf,
@@ -86,6 +102,16 @@ from .families.relations import (
     taylor_rbf as taylor_rbf,
     vrm as vrm,
 )
+from .families.sparse import (
+    sampled_kl as sampled_kl,
+    topk_jsd as topk_jsd,
+    topk_kl as topk_kl,
+    topk_reverse_kl as topk_reverse_kl,
+)
+from .families.standardization import (
+    PhiS as PhiS,
+    phi_s as phi_s,
+)
 from .families.temperatures import (
     batch_standardize_logits as batch_standardize_logits,
     ea_weight as ea_weight,
@@ -96,6 +122,16 @@ from .families.temperatures import (
     grad_reverse as grad_reverse,
     learned_temperature as learned_temperature,
     standardize_logits as standardize_logits,
+)
+from .families.tokens import (
+    gram as gram,
+    patch_similarity_kl as patch_similarity_kl,
+    relation_kl as relation_kl,
+    tinybert_attention as tinybert_attention,
+)
+from .families.vocabularies import (
+    uld as uld,
+    uld_hybrid as uld_hybrid,
 )
 from .objectives import (
     appearance as appearance,

@@ -5,6 +5,7 @@ A float enters a compiled objective as a dynamic number: a new value per step do
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from ._text import check_plain, check_type
 
@@ -91,6 +92,91 @@ def cosine(step: float, *, steps: float, start: float = 1.0, end: float = 0.0) -
     _check("cosine", step=step, steps=steps, start=start, end=end)
     progress = min(max(step, 0), steps) / steps
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def linear(step: float, *, steps: float, start: float = 0.0, end: float = 1.0) -> float:
+    """A straight line from one value to another, constant outside.
+
+    ```
+    start + (end − start) · clip(step, 0, steps) / steps
+    ```
+
+    Example:
+        >>> [linear(step, steps=2) for step in (0, 1, 2, 3)]
+        [0.0, 0.5, 1.0, 1.0]
+    """
+    _check("linear", step=step, steps=steps, start=start, end=end)
+    return start + (end - start) * (min(max(step, 0), steps) / steps)
+
+
+class Taid(NamedTuple):
+    """Where TAID's schedule is, and all that it remembers.
+
+    Args:
+        share: t, the teacher's share of the target: `losses.taid(s, t, share=state.share)`.
+        momentum: m, the moving average of how fast the loss falls.
+        loss: The last loss, infinite before the first.
+    """
+
+    share: float = 0.4
+    momentum: float = 0.0
+    loss: float = math.inf
+
+
+def taid(
+    state: Taid,
+    loss: float,
+    step: float,
+    *,
+    steps: float,
+    start: float = 0.4,
+    end: float = 1.0,
+    rate: float = 5e-4,
+    decay: float = 0.99,
+) -> Taid:
+    """TAID's schedule after one more loss: the target moves faster while the student still learns.
+
+    ```
+    r = (l − loss) / (l + 1e−15),    m ← decay · m + (1 − decay) · r
+    t ← min(end, max(start + (end − start) · step / steps, t + rate · sigmoid(m) · (1 − t)))
+    l ← loss;    the first loss is only remembered
+    ```
+
+    Args:
+        state: What the last step returned; `Taid(share=start)` to begin.
+        loss: The loss of this step, a plain number: `loss.item()`.
+        step: From 0.
+        steps: How many there will be.
+        start: t at first; published 0.4.
+        end: t at last; published 1.
+        rate: How fast t grows beside its straight line; published 5e−4. With 0 it is that line.
+        decay: Of the moving average, in [0, 1]; published 0.99.
+
+    Raises:
+        TypeError: An argument is no plain number.
+        ValueError: One is not finite, or out of its range.
+
+    Example:
+        >>> state = Taid()
+        >>> for step, loss in enumerate((3.0, 2.0, 1.0)):
+        ...     state = taid(state, loss, step, steps=100)
+        >>> round(state.share, 3)
+        0.412
+
+    Reference:
+        Shing et al.: TAID, ICLR 2025, arXiv 2501.16937. Checked against `TAID.update_t` of SakanaAI/TAID,
+        whose numbers are float32.
+    """
+    check_type("taid", "state", state, Taid, "a `schedules.Taid`, such as `Taid()` at first")
+    _check("taid", loss=loss, step=step, steps=steps, start=start, end=end, rate=rate)
+    check_plain("taid", "decay", decay, least=0, most=1)
+    if state.loss == math.inf:
+        return state._replace(loss=float(loss))
+    fall = (state.loss - loss) / (state.loss + 1e-15)
+    momentum = decay * state.momentum + (1 - decay) * fall
+    grown = state.share + rate * (1 - state.share) / (1 + math.exp(-momentum))
+    share = min(end, max(start + (end - start) * step / steps, grown))
+    return Taid(share, momentum, float(loss))
 
 
 def _check(function: str, **numbers: float) -> None:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ._text import check_mapping, check_type
+from ._text import check_mapping, check_plain, check_type, listing
 from ._tree import clone, shape
 from .copying.attributes import keep
 from .copying.copies import Copy, Places, adopt, call, pairs, places, skeleton
@@ -122,6 +122,58 @@ def frozen(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         check_type("frozen", f"tensors[{name!r}]", tensor, Tensor, "a tensor")
     return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def ema(
+    average: Mapping[str, Tensor], new: Mapping[str, Tensor], *, decay: float = 0.999
+) -> dict[str, Tensor]:
+    """The next moving average of a network: a teacher that follows its student.
+
+    ```
+    out = decay · average + (1 − decay) · new;    of whole numbers, such as counts, new
+    ```
+
+    Args:
+        average: A dict of tensors, parameters or buffers; to begin with, `frozen(params)`.
+        new: The same entries of the student.
+        decay: In [0, 1]; published 0.999, and from 0.996 to 1 by `schedules.cosine`.
+
+    Returns:
+        A new dict, without a gradient. Nothing that was given changes.
+
+    Raises:
+        TypeError: A value is no tensor.
+        ValueError: The names or shapes differ, or `decay` is out of its range.
+
+    Example:
+        >>> ema({"bias": torch.zeros(2)}, {"bias": torch.ones(2)}, decay=0.75)
+        {'bias': tensor([0.2500, 0.2500])}
+
+    Reference:
+        Tarvainen, Valpola: Mean teachers are better role models, NeurIPS 2017, arXiv 1703.01780.
+    """
+    check_plain("ema", "decay", decay, least=0, most=1)
+    for kind, tensors in (("average", average), ("new", new)):
+        check_mapping("ema", kind, tensors, "a dict of tensors: dict(model.named_parameters())")
+        for name, tensor in tensors.items():
+            check_type("ema", f"{kind}[{name!r}]", tensor, Tensor, "a tensor")
+    if average.keys() != new.keys():
+        odd = sorted(average.keys() ^ new.keys())
+        raise ValueError(f"ema: only one of average and new has {listing(odd)}.")
+    for name, tensor in average.items():
+        if tensor.shape != new[name].shape:
+            raise ValueError(
+                f"ema: average[{name!r}] {shape(tensor)} and new[{name!r}] {shape(new[name])} must have the "
+                "same shape."
+            )
+    return {name: _averaged(tensor, new[name], decay) for name, tensor in average.items()}
+
+
+def _averaged(average: Tensor, new: Tensor, decay: float) -> Tensor:
+    if average.is_floating_point() or average.is_complex():
+        return torch.lerp(average, new.to(average.dtype), 1 - decay)
+    return new.clone()
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from ._text import check_callable, check_mapping, check_number, check_type
+from ._text import check_callable, check_mapping, check_number, check_type, listing
 from ._tree import flatten, shape
 from .families.positions import masked as masked_loss
 from .paths import expand
@@ -34,6 +34,46 @@ class Term(NamedTuple):
 
 
 Terms: TypeAlias = Mapping[str, Term]
+
+
+def balanced(parts: Mapping[str, Tensor], *, like: str = "label") -> dict[str, Tensor]:
+    """The parts of an objective, each as large as one of them: weights that no one has to tune.
+
+    ```
+    out = part · stopgrad(|parts[like]| / |part|)        a part that is 0 stays 0
+    ```
+
+    Args:
+        parts: Scalars by name, `aux.parts`.
+        like: The one that stays as it is.
+
+    Returns:
+        New scalars, whose weights are constants for the gradient. Train on their sum, or on each times a
+        weight of yours. What balances gradients, not values, reads `parts` itself.
+
+    Raises:
+        TypeError: A part is no tensor.
+        ValueError: There is no part of that name, or a part is no scalar.
+
+    Example:
+        >>> parts = {"label": torch.tensor(2.0), "kl/student": torch.tensor(0.1)}
+        >>> balanced(parts)
+        {'label': tensor(2.), 'kl/student': tensor(2.)}
+    """
+    check_mapping("balanced", "parts", parts, "a dict of scalars, as in `aux.parts`")
+    for name, part in parts.items():
+        check_type("balanced", f"parts[{name!r}]", part, Tensor, "a scalar tensor")
+        if part.ndim:
+            raise ValueError(f"balanced: parts[{name!r}] {shape(part)} must be a scalar, [].")
+    if like not in parts:
+        raise ValueError(f"balanced: like {like!r} is none of the parts {listing(list(parts))}.")
+    size = parts[like].detach().abs()
+    return {name: part if name == like else part * _ratio(size, part) for name, part in parts.items()}
+
+
+def _ratio(size: Tensor, part: Tensor) -> Tensor:
+    own = part.detach().abs()
+    return torch.where(own == 0, 1.0, size / torch.where(own == 0, 1.0, own))
 
 
 # From terms to terms

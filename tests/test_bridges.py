@@ -1,5 +1,7 @@
 """Bridges: the published rules, and everything beyond them."""
 
+import pickle
+
 import pytest
 import torch
 from hypothesis import assume, given, settings, strategies as st
@@ -7,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fcfd import bridge
+from fcfd.bridges import Orthogonal
 from fcfd.layouts import channels_last
 
 side = st.integers(1, 12)
@@ -228,3 +231,69 @@ def test_volumes(there):
     torch.testing.assert_close(
         torch.compile(module.eval(), fullgraph=True, backend="aot_eager")(x), module(x)
     )
+
+
+# Orthogonal
+
+
+@pytest.mark.parametrize("source, target", [(4, 7), (7, 4), (5, 5), (1, 3)])
+def test_a_projection_is_orthogonal_whatever_its_weight(source, target):
+    module = Orthogonal(source, target).double()
+    with torch.no_grad():
+        module.weight.copy_(torch.randn(target, source))
+    p = module.projection()
+    short = p.mT @ p if target >= source else p @ p.mT
+    torch.testing.assert_close(short, torch.eye(min(source, target), dtype=torch.float64))
+    x = torch.randn(2, 3, source, dtype=torch.float64)
+    torch.testing.assert_close(module(x), x @ p.mT)
+
+
+def test_an_orthogonal_weight_is_the_projection():
+    for sign in (1, -1):
+        module = Orthogonal(3, 6)
+        with torch.no_grad():
+            module.weight.mul_(sign)
+        torch.testing.assert_close(module.projection(), module.weight)
+
+
+def test_an_orthogonal_bridge_is_an_ordinary_module():
+    module, other = Orthogonal(4, 6), Orthogonal(4, 6)
+    x = torch.randn(5, 4)
+    other.load_state_dict(module.state_dict())
+    torch.testing.assert_close(other(x), module(x))
+    params = {"weight": torch.randn(6, 4, dtype=torch.float64).requires_grad_()}
+    called = torch.func.functional_call(module, params, (x.double(),))
+    torch.testing.assert_close(called.norm(dim=-1), x.double().norm(dim=-1))
+    assert torch.autograd.gradcheck(
+        lambda weight: torch.func.functional_call(module, {"weight": weight}, (x.double(),)), params["weight"]
+    )
+    copied = pickle.loads(pickle.dumps(module))
+    torch.testing.assert_close(copied(x), module(x))
+    assert module(x.half()).dtype == torch.float16
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), module(x))
+
+
+def test_it_learns_a_rotation():
+    """Gradient descent on the free weight reaches what an orthogonal map can reach."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 4, generator=generator)
+    rotation = torch.linalg.qr(torch.randn(4, 4, generator=generator)).Q
+    module = Orthogonal(4, 4)
+    with torch.no_grad():
+        start = torch.eye(4)
+        start[0] *= torch.linalg.det(rotation).sign()
+        module.weight.copy_(start)
+    optimizer = torch.optim.Adam(module.parameters(), 0.05)
+    for _ in range(300):
+        loss = (module(x) - x @ rotation.mT).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 1e-3
+
+
+@pytest.mark.parametrize("sizes", [(0, 3), (3, 0), (1.5, 3), (3, "4")])
+def test_widths_are_whole_numbers(sizes):
+    with pytest.raises((TypeError, ValueError), match="^Orthogonal: (source|target) "):
+        Orthogonal(*sizes)

@@ -1,5 +1,7 @@
 """Link: which bridges are built, of which form, and that probing shapes changes nothing."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch.utils import _pytree as pytree
 
 import fcfd
 from fcfd import losses
+from fcfd.bridges import identity
 
 from .nets import batch, pair, stages
 from .purity import assert_unchanged, snapshot
@@ -446,3 +449,65 @@ def test_two_readings_are_both_named():
         ValueError, match=r"'s', \[2, 16, 16\], may be 'b t c' or 'b c t' .* layouts=\{'s': ...\}"
     ):
         fcfd.link(networks, example=torch.randn(2, 3, 28, 28), paths=("s>t",))
+
+
+# Bridges by a function
+
+
+def _copies(*widths: int):
+    return [nn.Linear(a, b) for a, b in pairwise(widths)]
+
+
+def test_networks_of_one_architecture_need_no_bridge():
+    networks = {"t": fcfd.split(_copies(6, 5, 4, 3)), "s": fcfd.split(_copies(6, 5, 4, 3))}
+    x = torch.randn(4, 6)
+    nets = fcfd.link(networks, example=x, paths=("stt", "sst", "tss", "s>t"), bridges=identity)
+    assert not list(nets.bridges.parameters())
+    values, _ = fcfd.walk(fcfd.plan(("stt", "sst", "tss", "s>t")), *nets.columns, {"": x})
+    t, s = (networks[letter].stages for letter in "ts")
+
+    def run(column, letter, at, x):
+        return column[at](nets.params[letter], nets.buffers[letter], x)[0]
+
+    first = run(s, "s", 0, x)
+    torch.testing.assert_close(values["s>t"], first)
+    torch.testing.assert_close(values["stt"], run(t, "t", 2, run(t, "t", 1, first)))
+
+
+def test_where_shapes_differ_the_usual_bridge_stands():
+    networks = {"t": fcfd.split(_copies(6, 5, 4, 3)), "s": fcfd.split(_copies(6, 5, 2, 3))}
+    nets = fcfd.link(networks, example=torch.randn(4, 6), bridges=identity)
+    assert isinstance(nets.bridges["s>t"]["0"], nn.Identity)
+    assert list(nets.bridges["s>t"]["1"].parameters())
+
+
+def test_a_builder_sees_both_features_and_makes_every_bridge():
+    networks = {"t": fcfd.split(_copies(6, 5, 4, 3)), "s": fcfd.split(_copies(6, 2, 3, 3))}
+    seen = []
+
+    def builder(source, target):
+        seen.append((tuple(source.shape), tuple(target.shape)))
+        return nn.Linear(source.shape[1], target.shape[1])
+
+    nets = fcfd.link(networks, example=torch.randn(4, 6), paths=("s>t", "sst"), bridges=builder)
+    assert seen == [((4, 2), (4, 5)), ((4, 3), (4, 4))]
+    assert nets.bridges["s>t"]["1"].weight.shape == (4, 3)
+
+
+@pytest.mark.parametrize(
+    "bridges, error, text",
+    [
+        (
+            lambda source, target: "none",
+            TypeError,
+            r"what bridges\(source, target\) returned for 's>t' is of",
+        ),
+        (lambda source, target: nn.Linear(2, 2), ValueError, "'s>t'"),
+        (nn.Identity(), TypeError, "bridges is of type Identity"),
+        ([nn.Identity()], TypeError, "bridges is of type list"),
+    ],
+)
+def test_what_builds_no_bridge_is_refused(bridges, error, text):
+    networks = {"t": fcfd.split(_copies(6, 5, 3)), "s": fcfd.split(_copies(6, 2, 3))}
+    with pytest.raises(error, match=f"^link: .*{text}"):
+        fcfd.link(networks, example=torch.randn(4, 6), bridges=bridges)

@@ -103,3 +103,62 @@ def test_write_buffers_refuses_before_it_writes():
     with pytest.raises(ValueError, match="write_buffers_: BatchNorm1d has no buffer 'mean'"):
         fcfd.write_buffers_(norm, {"running_mean": torch.ones(2), "mean": torch.ones(2)})
     assert norm.running_mean.tolist() == [0.0, 0.0]
+
+
+# Averages
+
+
+def test_an_average_moves_towards_the_new_and_changes_nothing():
+    old = {"w": torch.tensor([0.0, 2.0]), "n": torch.tensor(3)}
+    new = {"w": torch.tensor([1.0, 1.0], requires_grad=True), "n": torch.tensor(7)}
+    before = {name: tensor.clone() for name, tensor in old.items()}
+    found = fcfd.ema(old, new, decay=0.9)
+    torch.testing.assert_close(found["w"], torch.tensor([0.1, 1.9]))
+    assert found["n"] == 7
+    assert found["n"] is not new["n"]
+    assert all(torch.equal(old[name], before[name]) for name in old)
+    assert not found["w"].requires_grad
+    torch.testing.assert_close(fcfd.ema(old, new, decay=1.0)["w"], old["w"])
+    torch.testing.assert_close(fcfd.ema(old, new, decay=0.0)["w"], new["w"].detach())
+
+
+def test_an_average_keeps_its_own_precision():
+    found = fcfd.ema({"w": torch.zeros(1)}, {"w": torch.ones(1, dtype=torch.bfloat16)}, decay=0.999)
+    torch.testing.assert_close(found["w"], torch.tensor([0.001]))
+
+
+def test_many_steps_are_the_average_of_torch():
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    multi = torch.optim.swa_utils.get_ema_multi_avg_fn(0.7)
+    theirs = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=multi)
+    ours = fcfd.frozen({name: tensor.clone() for name, tensor in model.named_parameters()})
+    theirs.update_parameters(model)
+    for _ in range(3):
+        with torch.no_grad():
+            for tensor in model.parameters():
+                tensor.add_(torch.randn(tensor.shape, generator=generator))
+        theirs.update_parameters(model)
+        ours = fcfd.ema(ours, dict(model.named_parameters()), decay=0.7)
+    for name, tensor in theirs.module.named_parameters():
+        torch.testing.assert_close(ours[name], tensor.detach())
+
+
+@pytest.mark.parametrize(
+    "average, new, decay, text",
+    [
+        ({"a": torch.zeros(1)}, {"b": torch.zeros(1)}, 0.9, "only one of average and new has a, b"),
+        (
+            {"a": torch.zeros(1)},
+            {"a": torch.zeros(2)},
+            0.9,
+            r"average\['a'\] \[1\] and new\['a'\] \[2\] must",
+        ),
+        ({"a": torch.zeros(1)}, {"a": torch.zeros(1)}, 1.1, "decay 1.1 must be at least 0 and at most 1"),
+        ({"a": torch.zeros(1)}, {"a": 1.0}, 0.9, r"new\['a'\] is of type float"),
+        ([torch.zeros(1)], {"a": torch.zeros(1)}, 0.9, "average is of type list"),
+    ],
+)
+def test_averages_of_unlike_networks_are_refused(average, new, decay, text):
+    with pytest.raises((TypeError, ValueError), match=f"^ema: {text}"):
+        fcfd.ema(average, new, decay=decay)

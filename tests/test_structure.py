@@ -25,6 +25,12 @@ LAYERS = (
     ("families._checks",),
     (
         "families.logits",
+        "families.divergences",
+        "families.ranks",
+        "families.sparse",
+        "families.vocabularies",
+        "families.tokens",
+        "families.standardization",
         "families.temperatures",
         "families.features",
         "families.maps",
@@ -51,10 +57,10 @@ LAYERS = (
 """A module imports only from layers before its own, and never from the package root."""
 
 SURFACE = """
-    Aux Columns Linked Network Term analysis as_module bridge bridged cast checkpointed compiled counterpart
-    crosses crossings depth draw evaluate expand frozen gathered is_bridged joined link losses masked match
-    merge_buffers objective placed plan prefixes pure reads recipes replaced scaled schedules slots split
-    spread stage step stitching synchronised walk weighted_sum write_buffers_ write_slots_
+    Aux Columns Linked Network Term analysis as_module balanced bridge bridged cast checkpointed compiled
+    counterpart crosses crossings depth draw ema evaluate expand frozen gathered is_bridged joined link losses
+    masked match merge_buffers objective placed plan prefixes pure reads recipes replaced scaled schedules
+    slots split spread stage step stitching synchronised walk weighted_sum write_buffers_ write_slots_
 """
 
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 import fcfd
 from fcfd import losses, recipes
-from fcfd.terms import entry, masked, multi_level, path_names, present
+from fcfd.terms import balanced, entry, masked, multi_level, path_names, present
 
 
 def test_weights_change_for_all_or_by_kind_and_multiply():
@@ -147,3 +147,32 @@ def test_a_mask_is_data_of_the_batch():
         masked(recipes.kd(2), {"kl": "mask"})
     with pytest.raises(ValueError, match="masked: no term is of the kind 'feature'"):
         masked(recipes.kd(2), {"feature": "Mask"})
+
+
+# Parts
+
+
+def test_balanced_parts_are_as_large_and_pull_in_their_own_direction():
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    parts = {"label": x.sum(), "kl/student": 10 * x[0] ** 2, "none": 0 * x.sum(), "below": -x[1]}
+    found = balanced(parts)
+    assert [part.item() for part in found.values()] == [3.0, 3.0, 0.0, -3.0]
+    for name, factor in {"label": 1.0, "kl/student": 0.3, "none": 1.0, "below": 1.5}.items():
+        gradients = [torch.autograd.grad(p[name], x, retain_graph=True)[0] for p in (found, parts)]
+        torch.testing.assert_close(gradients[0], factor * gradients[1])
+    assert found["label"] is parts["label"]
+    assert balanced(parts, like="kl/student")["label"].item() == 10.0
+
+
+@pytest.mark.parametrize(
+    "parts, like, text",
+    [
+        ({"a": torch.tensor(1.0)}, "label", "like 'label' is none of the parts a"),
+        ({"a": torch.ones(2)}, "a", r"parts\['a'\] \[2\] must be a scalar"),
+        ({"a": 1.0}, "a", r"parts\['a'\] is of type float"),
+        (None, "a", "parts is of type NoneType"),
+    ],
+)
+def test_what_has_no_parts_is_refused(parts, like, text):
+    with pytest.raises((TypeError, ValueError), match=f"^balanced: {text}"):
+        balanced(parts, like=like)

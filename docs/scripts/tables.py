@@ -67,6 +67,7 @@ def written(text: str) -> str:
 def _filled(mark: re.Match[str]) -> str:
     kinds = {
         "losses": _losses,
+        "index": _index,
         "terms": _terms,
         "results": _results,
         "study": study.study_rows,
@@ -128,6 +129,40 @@ def _loss(row: Row) -> tuple[str, ...]:
     name = row.loss.__name__
     link = f"[`{name}`](api/losses.md#fcfd.losses.{name})"
     return link, row.purpose, row.cost, _returned(row), row.couples or "no"
+
+
+THINGS = {
+    "logits": "logits",
+    "divergences": "logits",
+    "ranks": "logits",
+    "sparse": "logits",
+    "vocabularies": "logits",
+    "temperatures": "logits",
+    "features": "features in one space",
+    "maps": "maps",
+    "tokens": "tokens, or their attention",
+    "standardization": "features",
+    "relations": "embeddings",
+    "contrastive": "embeddings",
+    "detection": "scores of a detection head",
+}
+"""What the functions of a family read of a network."""
+
+
+def _index(name: str) -> list[tuple[str, ...]]:
+    """Every function by what it reads: of which networks, and what else."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for row in ROWS:
+        family = row.loss.__module__.rpartition(".")[2]
+        inputs = list(row.inputs(Size(), torch.Generator().manual_seed(0), torch.float64))
+        both = len(inputs) > 1 and inputs[1] in ("target", "positive", "y")
+        have = f"{THINGS[family]}, {'both networks' if both else 'one network'}"
+        beside = ", ".join(f"`{other}`" for other in inputs[1 + both :]) or "—"
+        link = f"[`{row.loss.__name__}`](api/losses.md#fcfd.losses.{row.loss.__name__})"
+        places.setdefault((have, beside), []).append(link)
+    head = ("you have", "beside it", "functions")
+    ordered = sorted(places, key=lambda place: [each[0] for each in places].index(place[0]))
+    return [head, ("---",) * len(head), *((*place, ", ".join(places[place])) for place in ordered)]
 
 
 def _returned(row: Row) -> str:

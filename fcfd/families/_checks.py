@@ -5,6 +5,7 @@ number is a `ValueError`. Both name the function and the argument. The values of
 the host would have to wait for the device.
 """
 
+from collections.abc import Mapping
 from math import inf
 
 import torch
@@ -224,22 +225,29 @@ def is_integer(tensor: Tensor) -> bool:
 # Hyper-parameters
 
 
-def per_example(function: str, temperature: float | Tensor, /, **logits: Tensor) -> float | Tensor:
-    """A temperature that may differ by example, shaped to divide `[..., classes]`."""
-    if type(temperature) is float and 0 < temperature < inf:
-        return temperature
-    if not isinstance(temperature, Tensor) or temperature.ndim == 0:
-        check_number(function, "temperature", temperature, above=0)
-        return temperature
-    ((name, tensor),) = logits.items()
-    if temperature.shape != tensor.shape[:-1]:
+def per_example(
+    function: str,
+    value: float | Tensor,
+    name: str = "temperature",
+    bounds: Mapping[str, float] | None = None,
+    /,
+    **logits: Tensor,
+) -> float | Tensor:
+    """A number above 0, or within other bounds, or one for each example, shaped to meet `[..., classes]`."""
+    if bounds is None and type(value) is float and 0 < value < inf:
+        return value
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        check_number(function, name, value, **(bounds or {"above": 0.0}))
+        return value
+    ((given, tensor),) = logits.items()
+    if value.shape != tensor.shape[:-1]:
         raise ValueError(
-            f"{function}: temperature {shape(temperature)} must be a number or have one value for each "
-            f"example, {list(tensor.shape[:-1])}, of {name} {shape(tensor)}."
+            f"{function}: {name} {shape(value)} must be a number or have one value for each "
+            f"example, {list(tensor.shape[:-1])}, of {given} {shape(tensor)}."
         )
-    floats(function, "...", temperature=temperature)
-    check_one_device(function, temperature=temperature, **logits)
-    return temperature.unsqueeze(-1)
+    floats(function, "...", **{name: value})
+    check_one_device(function, **{name: value}, **logits)
+    return value.unsqueeze(-1)
 
 
 def check_finite(function: str, /, **numbers: float | Tensor) -> None:

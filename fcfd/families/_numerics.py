@@ -4,6 +4,7 @@ A class is excluded by the logit −∞, so by the log-probability −∞. It co
 What is NaN stays NaN: every comparison below is written so that NaN takes the branch of ordinary numbers.
 """
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from math import inf, nan
@@ -123,6 +124,50 @@ def _varies(p: Tensor) -> bool:
         return True
     tangent: Tensor | None = forward_ad.unpack_dual(p).tangent  # type: ignore[no-untyped-call]
     return tangent is not None
+
+
+def reverse_divergence(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """KL(q ‖ p), q of the student. Where it is +∞, as p alone excludes a class, its gradient is 0, no NaN."""
+    excluded = log_p == -inf
+    infinite = (excluded & (log_q > -inf)).any(-1)
+    return torch.where(infinite, inf, divergence(log_q, torch.where(excluded, 0.0, log_p)))
+
+
+def log_mixture(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
+    """log(share · p + (1 − share) · q), the share above 0 and below 1."""
+    # Finite also for a class that both exclude, whose gradient would be NaN.
+    log_p, log_q = log_p.clamp(min=-1e30), log_q.clamp(min=-1e30)
+    return torch.logaddexp(log_p + math.log(share), log_q + math.log1p(-share))
+
+
+def jensen_shannon(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
+    """β KL(p ‖ m) + (1 − β) KL(q ‖ m), m = β p + (1 − β) q; at β = 0 and 1 KL(p ‖ q) and KL(q ‖ p)."""
+    if beta == 0:
+        return divergence(log_p, log_q)
+    if beta == 1:
+        return reverse_divergence(log_q, log_p)
+    log_m = log_mixture(log_p, log_q, beta)
+    return beta * divergence(log_p, log_m) + (1 - beta) * divergence(log_q, log_m)
+
+
+def log_sum(logits: Tensor) -> Tensor:
+    """log Σ exp over the last axis, which stays; of excluded classes alone −∞, with the gradient 0."""
+    nothing = (logits == -inf).all(-1, keepdim=True)
+    return torch.where(nothing, -inf, torch.where(nothing, 0.0, logits).logsumexp(-1, keepdim=True))
+
+
+def log_remainder(log_p: Tensor) -> Tensor:
+    """log(1 − Σ p) over the last axis, which stays; −∞ where nothing remains."""
+    total = log_sum(log_p)
+    nothing = total >= 0
+    return torch.where(nothing, -inf, (-torch.expm1(torch.where(nothing, -1.0, total))).log())
+
+
+def distributions(labels: Tensor) -> Tensor:
+    """Probabilities; those of an example are NaN unless they sum to 1."""
+    tolerance = 1e-3 if labels.dtype in (torch.float32, torch.float64) else 1e-2
+    total = labels.sum(-1, keepdim=True, dtype=torch.promote_types(labels.dtype, torch.float32))
+    return torch.where((total - 1).abs() > tolerance, nan, labels)
 
 
 def label_errors(logits: Tensor, y: Tensor) -> Tensor:

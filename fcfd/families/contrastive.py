@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from .._text import check_number
 from .._tree import shape
 from ._checks import alike, check_one_device, check_same_axes, class_labels, floats, indices, per_example
-from ._numerics import exact, label_errors, lifted, safe_normalize
+from ._numerics import divergence, exact, label_errors, lifted, safe_normalize
 
 _SPACE = "Project the embeddings into one space first."
 
@@ -67,6 +67,53 @@ def info_nce(
         cosines = _against(*(safe_normalize(embedding) for embedding in pair))
         y = torch.zeros(len(query), dtype=torch.long, device=query.device)
     return F.cross_entropy(cosines / scale, y)
+
+
+def similarity_kl(
+    prediction: Tensor, target: Tensor, bank: Tensor, *, temperature: float | Tensor = 0.07
+) -> Tensor:
+    """Divergence of the probabilities with which an embedding finds those of a bank.
+
+    ```
+    loss[b] = KL(softmax_j(cos(t_b, q_j) / T) ‖ softmax_j(cos(s_b, q_j) / T))
+    ```
+
+    Args:
+        prediction: Student embeddings `[batch, dimensions]`, in the teacher's space.
+        target: Teacher embeddings of the same shape.
+        bank: Teacher embeddings that are remembered, `[entries, dimensions]`, for both networks; published: a
+            queue into which the batch goes first. What is in it, and in which order, is the caller's.
+        temperature: T, a number or one for each example `[batch]`; published 0.07. There is no factor T².
+
+    Returns:
+        `[batch]`, in nats.
+
+    Raises:
+        ValueError: The dimensions differ, or there is no example.
+
+    Example:
+        >>> student, teacher, bank = torch.ones(1, 2), torch.eye(2)[:1], torch.eye(2)
+        >>> similarity_kl(student, teacher, bank, temperature=1.0).round(decimals=4)
+        tensor([0.1109])
+
+    Reference:
+        From the formula, checked against the values of lightly-ai/lightly-train `DistillationV3Loss`. It
+        takes rows of unit length; here they are given that.
+    """
+    name = "similarity_kl"
+    student, teacher = alike(name, "batch, dimensions", _SPACE, prediction=prediction, target=target)
+    (entries,) = floats(name, "entries, dimensions", bank=bank)
+    check_one_device(name, prediction=prediction, bank=bank)
+    if prediction.shape[1] != bank.shape[1]:
+        raise ValueError(
+            f"{name}: prediction {shape(prediction)} and bank {shape(bank)} must have the same dimensions. "
+            f"{_SPACE}"
+        )
+    scale = per_example(name, temperature, prediction=prediction)
+    student, teacher, entries = (safe_normalize(rows) for rows in lifted(student, teacher, entries))
+    with exact(prediction):
+        scores = [rows @ entries.mT / scale for rows in (teacher, student)]
+    return divergence(*(F.log_softmax(rows, dim=-1) for rows in scores))
 
 
 def prototype_info_nce(

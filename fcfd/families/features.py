@@ -183,6 +183,43 @@ def cosine_distance(prediction: Tensor, target: Tensor) -> Tensor:
     return 1 - (safe_normalize(student) * safe_normalize(teacher)).sum(-1)
 
 
+def vkd(prediction: Tensor, target: Tensor, *, eps: float = 1e-5) -> Tensor:
+    """Huber error of a projected embedding with the teacher's, which is normalised.
+
+    ```
+    loss[b] = mean_d huber(prediction − (target − mean_d) / √(var_d + eps))
+    huber(e) = e²/2 for |e| < 1, else |e| − 1/2;    population variance
+    ```
+
+    Args:
+        prediction: Student embeddings `[..., dimensions]`, projected orthogonally: by
+            `fcfd.bridges.Orthogonal`.
+        target: Teacher embeddings of the same shape, such as the mean of a map over space.
+        eps: Added to the variance; published 1e-5.
+
+    Returns:
+        `[...]`. Not zero at equality: only the target is normalised.
+
+    Raises:
+        ValueError: The shapes differ, or there is no example.
+
+    Example:
+        >>> vkd(torch.tensor([[-1.0, 1.0]]), torch.tensor([[2.0, 6.0]])).round(decimals=4)
+        tensor([0.])
+
+    Reference:
+        Miles, Elezi, Deng: VkD: Improving Knowledge Distillation using Orthogonal Projections, CVPR 2024,
+        arXiv 2403.06213. Checked against the training loop of roymiles/vkd. No deviation.
+    """
+    name = "vkd"
+    check_number(name, "eps", eps, least=0)
+    student, teacher = alike(name, "..., dimensions", _BRIDGE, prediction=prediction, target=target)
+    check_positions(name, prediction=prediction)
+    centred = teacher - teacher.mean(-1, keepdim=True)
+    normalised = centred * (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return F.smooth_l1_loss(student, normalised, reduction="none").mean(-1)
+
+
 def factor_transfer(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean absolute difference of two factors, each of length one.
 

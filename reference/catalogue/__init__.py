@@ -4,16 +4,50 @@
 `python -m benchmarks.losses` measures them. Adding a loss is adding a row.
 """
 
-from . import contrastive, detection, features, logits, maps, relations, temperatures
+from . import (
+    contrastive,
+    detection,
+    divergences,
+    features,
+    logits,
+    maps,
+    ranks,
+    relations,
+    sparse,
+    standardization,
+    temperatures,
+    tokens,
+    vocabularies,
+)
 from .row import Row as Row, Size as Size
 
-FAMILIES = ("logits", "temperatures", "features", "maps", "relations", "contrastive", "detection")
+FAMILIES = (
+    "logits",
+    "divergences",
+    "ranks",
+    "sparse",
+    "vocabularies",
+    "temperatures",
+    "features",
+    "maps",
+    "tokens",
+    "standardization",
+    "relations",
+    "contrastive",
+    "detection",
+)
 
 ROWS: tuple[Row, ...] = (
     *logits.ROWS,
+    *divergences.ROWS,
+    *ranks.ROWS,
+    *sparse.ROWS,
+    *vocabularies.ROWS,
     *temperatures.ROWS,
     *features.ROWS,
     *maps.ROWS,
+    *tokens.ROWS,
+    *standardization.ROWS,
     *relations.ROWS,
     *contrastive.ROWS,
     *detection.ROWS,

@@ -27,6 +27,10 @@ def prototypes_and_labels(size: Size, generator: Generator, dtype: torch.dtype) 
     }
 
 
+def with_entries(size: Size, generator: Generator, dtype: torch.dtype) -> dict[str, Tensor]:
+    return {**logit_pair(size, generator, dtype), "bank": normal(generator, dtype, EXAMPLES, size.width)}
+
+
 def with_banks(size: Size, generator: Generator, dtype: torch.dtype) -> dict[str, Tensor]:
     examples = max(EXAMPLES, 2 * size.batch)
     places = torch.randperm(examples, generator=generator, device=generator.device)
@@ -61,6 +65,13 @@ ROWS: tuple[Row, ...] = (
         couples="the other examples are the negatives",
         not_zero="the negatives keep a share of the probability",
         least=Size(2, 2, 1),
+    ),
+    Row(
+        contrastive.similarity_kl,
+        "find the same entries of a bank as the teacher",
+        "B·n·D, n entries",
+        with_entries,
+        shared=("bank",),
     ),
     Row(
         contrastive.prototype_info_nce,

@@ -57,6 +57,14 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(features.cosine_distance, "match the direction of an embedding", "B·D", logit_pair, output="..."),
     Row(
+        features.vkd,
+        "match a normalised embedding, projected orthogonally",
+        "B·D",
+        logit_pair,
+        output="...",
+        not_zero="only the target is normalised",
+    ),
+    Row(
         features.factor_transfer,
         "match learned factors of both features",
         "B·C·N",

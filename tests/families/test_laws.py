@@ -337,7 +337,7 @@ def tensor_hypers(row: Row) -> list[str]:
 def test_a_hyper_parameter_may_differ_by_example(row: Row) -> None:
     inputs = draw(row, Size(batch=3))
     for key in tensor_hypers(row):
-        numbers = (1.5, 0.5, 3.0)
+        numbers = (0.3, 0.5, 0.9) if key == "share" else (1.5, 0.5, 3.0)
         found = call(row, inputs, **{key: torch.tensor(numbers, dtype=torch.float64)})
         for example, number in enumerate(numbers):
             torch.testing.assert_close(found[example], call(row, inputs, **{key: number})[example])

@@ -34,7 +34,11 @@ SPOILS: dict[str, Callable[[Tensor], Any]] = {
 
 ANY_AXES = "learned_temperature.parameter grad_reverse.x energy_temperature.energies"
 ONE_EXAMPLE = "standardize_logits.logits energy.logits entropy.logits taylor_rbf.embedding"
-INTEGERS = "dkd.labels nkd.labels wsld.labels ofa.labels wkd_logit.labels cross_entropy.labels tf_nkd.labels"
+INTEGERS = (
+    "dkd.labels nkd.labels wsld.labels ofa.labels wkd_logit.labels cross_entropy.labels tf_nkd.labels "
+    "rld.labels topk_nckd.labels topk_kl.ids topk_reverse_kl.ids topk_jsd.ids sampled_kl.ids "
+    "uld_hybrid.matched uld_hybrid.target_matched"
+)
 
 RIGHT = {
     "integers": "binary_cross_entropy.labels mgd.mask",
@@ -119,6 +123,28 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "eps": (-1e-3, inf),
     "jsd.beta": (-0.1, 1.1),
     "skew": (-0.1, 1.0),
+    "topk_jsd.beta": (-0.1, 1.1),
+    "uld_hybrid.beta": (-0.1, 1.1),
+    "uld_hybrid.floor": (0.0, 1.0),
+    "floor": (-1e-3, 1.0),
+    "tail": ("buckets", ""),
+    "strategy": ("first",),
+    "self_normalized": (1, 0.0),
+    "normalize": (1, 0.0),
+    "negatives": ("drop",),
+    "heads": (0, 1.5, 3),
+    "share": (-0.1, 1.1),
+    "mu": (-0.1, 1.1),
+    "reverse": (-0.1, 1.1),
+    "weight": (-0.1, 1.1),
+    "k": (-1, 2.5),
+    "w0": (inf,),
+    "w1": (inf,),
+    "w2": (inf,),
+    "weight_temperature": (0, -1.0, inf),
+    "label_temperature": (0, -1.0, inf),
+    "target_temperature": (0, -1.0, inf),
+    "gkl.gamma": (0.0, -1.0),
     "kd_quality_focal.beta": (-1.0,),
     "regularization": (0.0, -1.0),
     "iterations": (0, 2.5),
@@ -151,11 +177,13 @@ RANGES: dict[str, tuple[Any, ...]] = {
 }
 """Numbers outside of the range of a hyper-parameter, by its name or by function and name."""
 
+OPTIONAL_TENSORS = ("negatives", "prior", "log_proposal", "prediction_keys", "target_keys", "mask")
+
 HYPER_PARAMETERS = [
     pytest.param(row, name, id=f"{row.loss.__name__}.{name}")
     for row in ROWS
     for name, parameter in inspect.signature(row.loss).parameters.items()
-    if parameter.kind is parameter.KEYWORD_ONLY and name != "negatives"
+    if parameter.kind is parameter.KEYWORD_ONLY and name not in OPTIONAL_TENSORS
 ]
 
 
@@ -163,13 +191,15 @@ HYPER_PARAMETERS = [
 def test_a_hyper_parameter_has_a_kind_and_a_range(row: Row, key: str) -> None:
     name = row.loss.__name__
     arguments = row.arrange(list(draw(row).values()))
-    wrong = [True, "four", None, nan, *RANGES.get(f"{name}.{key}", RANGES[key])]
-    if key == "bound":
-        wrong.remove(None)
+    wrong = [True, "four", None, nan, *RANGES.get(f"{name}.{key}", RANGES.get(key, ()))]
+    default = inspect.signature(row.loss).parameters[key].default
+    if default is None or isinstance(default, bool):
+        wrong.remove(None if default is None else True)
     for value in wrong:
         with pytest.raises((TypeError, ValueError), match=f"^{name}: {key} ") as error:
             row.loss(*arguments, **{**row.hyper, key: value})
-        assert error.type is TypeError or not isinstance(value, bool | str | None)
+        kind = bool | None if isinstance(default, str) else bool | str | None
+        assert error.type is TypeError or not isinstance(value, kind)
         assert str(value if key != "sizes" else "sizes") in str(error.value)
 
 
@@ -186,15 +216,24 @@ PLAIN = """
     energy_thresholds.high_rate energy_temperature.below energy_temperature.between energy_temperature.above
     entropy.eps ea_weight.eps attention_transfer.p hcl.sizes wkd_feature.grid wavelet_compress.keep
     hard_dark_rank.length taylor_rbf.gamma taylor_rbf.order cc_taylor_rbf.gamma cc_taylor_rbf.order
-    cka_class_cost.kappa vrm.keep
+    cka_class_cost.kappa vrm.keep ab_divergence.alpha ab_divergence.beta akl.mu alpha_mixture.alpha
+    topk_kl.floor topk_reverse_kl.floor topk_jsd.floor topk_jsd.beta uld_hybrid.beta uld_hybrid.floor
+    relation_kl.heads gram.normalize gdkd.k gdkd.reverse gdkd3.k topk_nckd.k sampled_kl.self_normalized
 """
 """What Python itself reads; of a tensor the host would have to wait for it."""
 
 
-@pytest.mark.parametrize("row, key", HYPER_PARAMETERS)
+NUMBERS = [
+    case
+    for case in HYPER_PARAMETERS
+    if not isinstance(inspect.signature(case.values[0].loss).parameters[case.values[1]].default, str)
+]
+
+
+@pytest.mark.parametrize("row, key", NUMBERS)
 def test_a_tensor_of_one_number_is_that_number_unless_python_reads_it(row: Row, key: str) -> None:
     default = row.hyper.get(key, inspect.signature(row.loss).parameters[key].default)
-    default = 2.0 if default is None else default
+    default = {"bound": 2.0, "weight": 0.3}[key] if default is None else default
     arguments = row.arrange(list(draw(row).values()))
     expected = row.read(row.loss(*arguments, **{**row.hyper, key: default}))
     hyper = {**row.hyper, key: torch.tensor(default)}
@@ -205,8 +244,11 @@ def test_a_tensor_of_one_number_is_that_number_unless_python_reads_it(row: Row, 
         torch.testing.assert_close(row.read(row.loss(*arguments, **hyper)), expected)
 
 
+SOFTMAXES = ("logits", "divergences", "ranks", "sparse", "vocabularies")
 LOGITS = [
-    row for row in ROWS if row.loss.__module__.endswith(".logits") and "binary" not in row.loss.__name__
+    row
+    for row in ROWS
+    if row.loss.__module__.rpartition(".")[2] in SOFTMAXES and "binary" not in row.loss.__name__
 ]
 
 

@@ -4,10 +4,36 @@
 where the code does something else.
 """
 
-from . import contrastive, detection, features, logits, maps, relations
+from . import (
+    compositions,
+    contrastive,
+    detection,
+    divergences,
+    features,
+    logits,
+    maps,
+    ranks,
+    relations,
+    sparse,
+    tokens,
+    vocabularies,
+)
 from ._types import Adapters as Adapters
 
-_FAMILIES = (logits, features, maps, relations, contrastive, detection)
+_FAMILIES = (
+    logits,
+    compositions,
+    divergences,
+    ranks,
+    sparse,
+    vocabularies,
+    features,
+    maps,
+    relations,
+    contrastive,
+    tokens,
+    detection,
+)
 
 ADAPTERS: Adapters = {name: adapter for family in _FAMILIES for name, adapter in family.ADAPTERS.items()}
 PAPER: Adapters = {name: adapter for family in _FAMILIES for name, adapter in family.PAPER.items()}

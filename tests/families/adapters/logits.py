@@ -24,6 +24,13 @@ def pair(x: Inputs) -> tuple[Tensor, Tensor]:
     return x["student"], x["teacher"]
 
 
+def kept_mean(values: Tensor, x: Inputs) -> Tensor:
+    """Mean over kept tokens, or over all where there is no mask."""
+    if "mask" in x:
+        return (values * x["mask"]).sum() / x["mask"].sum()
+    return values.mean()
+
+
 def of_tokens(loss: Callable[..., Tensor]) -> Callable[[Inputs, Hyper], Tensor]:
     """Mean over kept tokens, or over the first axis where there is no mask."""
 
