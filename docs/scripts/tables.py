@@ -32,7 +32,7 @@ DOCS = Path(__file__).parents[1]
 RESULTS = DOCS.parent / "benchmarks" / "results"
 PAGES = [
     DOCS.parent / "README.md",
-    *(DOCS / f"{name}.md" for name in ("api/losses", "compile", "losses", "published", "scale")),
+    *(DOCS / f"{name}.md" for name in ("api/losses", "compile", "losses", "migrating", "published", "scale")),
     *sorted(DOCS.glob("recipes/*.md")),
 ]
 
@@ -82,6 +82,7 @@ def _filled(mark: re.Match[str]) -> str:
         "pairs": _pairs,
         "methods": _methods,
         "accounting": _accounting,
+        "lines": _lines,
     }
     if mark[2] == "members":
         lines = _members(mark[3])
@@ -212,6 +213,25 @@ def _methods(_: str) -> list[tuple[str, ...]]:
     """What a student can learn by."""
     rows = [(f"`{name}`", str(method.__doc__).rstrip(".")) for name, method in METHODS.items()]
     return [("`--method`", "what it is"), ("---", "---"), *rows]
+
+
+def _lines(page: str) -> list[tuple[str, ...]]:
+    """Lines of code before and after, a row for each section of a page on other libraries."""
+    rows: list[tuple[str, ...]] = [("job", "before", "after"), ("---", "---:", "---:")]
+    for section in (DOCS / f"{page}.md").read_text(encoding="utf-8").split("\n## "):
+        if not section.startswith("From "):
+            continue
+        counts = {"before": 0, "after": 0}
+        for kind, code in re.findall(
+            r"^```(py|yaml|python)\b[^\n]*\n(.*?)^```$", section, re.MULTILINE | re.DOTALL
+        ):
+            lines = [line for line in code.splitlines() if line.strip() and not line.strip().startswith("#")]
+            counts["after" if kind == "python" else "before"] += len(lines)
+        heading = section.partition("\n")[0]
+        anchor = re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-"))
+        job = section.split("\n\n")[1].partition(".")[0].replace("\n", " ")
+        rows.append((f"[{heading}](#{anchor}): {job[0].lower() + job[1:]}", *map(str, counts.values())))
+    return rows
 
 
 def _results(name: str) -> list[tuple[str, ...]]:

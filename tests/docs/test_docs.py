@@ -1,7 +1,8 @@
 """What the documentation says is true: its code runs, prints what it says, and names and links what exists.
 
 The blocks of a page run in order, in one namespace. A block of text right after a block of Python is what
-that one prints. The examples of docstrings run in `tests/docs/test_docstrings.py`.
+that one prints. A block of `py` or `yaml` is another library's: it is shown, not run. The examples of
+docstrings run in `tests/docs/test_docstrings.py`.
 """
 
 import contextlib
@@ -112,6 +113,30 @@ def test_no_block_hides_in_an_indentation(page: Path) -> None:
 def test_no_block_needs_a_scroll_bar(page: Path) -> None:
     for fence in FENCE.finditer(page.read_text()):
         assert [line for line in fence[3].splitlines() if len(line) > WIDTH] == []
+
+
+@every_page
+def test_what_is_not_run_is_of_another_library_and_says_so(page: Path) -> None:
+    for fence in FENCE.finditer(page.read_text()):
+        if fence[2] in ("py", "yaml"):
+            assert page.name == "migrating.md"
+            assert fence[0].startswith(f'```{fence[2]} title="before, not run"\n')
+            assert "fcfd" not in fence[3], "our own code runs"
+            if fence[2] == "py":
+                compile(fence[3], page, "exec")
+
+
+def test_limits_name_every_reconstruction() -> None:
+    limits = (ROOT / "docs" / "limits.md").read_text()
+    things = {
+        f"{module}.{name}": thing
+        for module in ("losses", "recipes", "bridges")
+        for name, thing in vars(getattr(fcfd, module)).items()
+        if not name.startswith("_") and callable(thing)
+    }
+    found = [name for name, thing in things.items() if "reconstruction" in (inspect.getdoc(thing) or "")]
+    assert len(found) >= 5
+    assert [name for name in found if f"{name}`" not in limits] == []
 
 
 # Names
