@@ -420,6 +420,8 @@ def main(
             found = train(pairs[options.pair], schedule, data, options, place)
     except ValueError as error:
         command.error(str(error))
+    except KeyboardInterrupt:
+        command.exit(130, f"\nThe same command goes on from the last checkpoint in {options.out}.\n")
     if place.rank == 0:
         best, last = found["best"], found["last"]
         print(

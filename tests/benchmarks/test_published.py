@@ -20,7 +20,7 @@ from torch.multiprocessing.spawn import spawn
 import fcfd
 from benchmarks import cifar100, imagenet, runs, trainer
 from benchmarks.methods import METHODS, Now, Pair, hints
-from fcfd import losses, schedules
+from fcfd import losses, recipes, schedules
 from reference import torchvision_cpu
 from reference.zoo import NETWORKS
 
@@ -189,6 +189,43 @@ def test_weights_and_warm_ups_of_the_methods():
     assert weights("fcfd-warmed+dist") == kd | appearance | warmed | {"dist": 2}
     only_into_the_student = METHODS["fcfd"](pair, now._replace(paths=("ttsss",)))
     assert only_into_the_student.keys() == (hints(pair, now) | {"kl/ttsss": 0}).keys()
+
+
+@pytest.mark.parametrize("method, crossed", [("fcfd", 1.0), ("fcfd-warmed", 0.3)])
+def test_fcfd_is_the_library_s(method, crossed):
+    """The terms are those of `losses.fcfd`, all that crossed paths compare by a factor."""
+    pair = TINY._replace(feature_weight=3.0, temperature=2.0)
+    images, labels = torch.randn(4, 3, 32, 32), torch.randint(100, (4,))
+    cut = {}
+    for letter, name in (("s", pair.student), ("t", pair.teacher)):
+        build, at = NETWORKS[name]
+        cut[letter] = fcfd.split(build(), at=at, example=images[:2])
+    nets = fcfd.link(cut, example=images[:2], first=2)
+    paths = ("ssttt", "ttsss")
+    terms = METHODS[method](pair, Now(5, paths, warm=0.1, crossed=crossed))
+    found, _ = fcfd.objective(terms, *nets.columns, {"": images, "Labels": labels})
+    factors = dict.fromkeys(recipes.function(5, paths), crossed)
+    weights = {"feature_weight": 0.3, "path_weight": 0.5, "temperature": 2.0}
+    expected, _ = losses.fcfd(
+        *nets.columns,
+        images,
+        labels,
+        paths=paths,
+        change=lambda terms: fcfd.scaled(terms, factors),
+        **weights,
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_an_interruption_says_how_to_go_on(small, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "updated", interrupted)
+    with pytest.raises(SystemExit) as exit:
+        run(tmp_path / "out", small)
+    assert exit.value.code == 130
+    assert f"goes on from the last checkpoint in {tmp_path / 'out'}" in capsys.readouterr().err
 
 
 def test_schedules_keep_their_proportions():
