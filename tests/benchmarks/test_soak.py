@@ -1,0 +1,49 @@
+"""The soak runs every precision and transform, resumes, and sees what is not finite."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import soak
+
+
+def test_legs_are_drawn_by_number_and_reach_everything():
+    assert soak.draw(3) == soak.draw(3)
+    drawn = [soak.draw(leg) for leg in range(60)]
+    for at, field in enumerate(soak.Draw._fields):
+        wanted = {"student": soak.STUDENTS, "precision": soak.PRECISIONS, "transform": soak.TRANSFORMS}
+        if field in wanted:
+            assert {one[at] for one in drawn} == {*wanted[field]}
+
+
+@pytest.mark.parametrize("precision", soak.PRECISIONS)
+def test_a_leg_stays_finite(precision, monkeypatch):
+    monkeypatch.setattr(soak, "draw", lambda leg: soak.Draw("narrow", precision, "eval", "plain", "sgd", 2))
+    with torch.random.fork_rng():
+        seen = soak.run(0, 2)
+    assert seen.finite
+
+
+def test_it_goes_on_after_the_last_line_and_reports_what_is_not_finite(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "legs.jsonl"
+    seen = soak.Seen(loss=1.0, finite=True, skipped=0, resident=0.0, tensors=0)
+    ran = []
+    monkeypatch.setattr(soak, "run", lambda leg, steps: ran.append(leg) or seen)
+    threads = torch.get_num_threads()
+    try:
+        assert soak.main(["--steps", "200", "--out", str(file)]) == 0
+        monkeypatch.setattr(soak, "run", lambda leg, steps: ran.append(leg) or seen._replace(finite=False))
+        assert soak.main(["--steps", "300", "--out", str(file)]) == 1
+    finally:
+        torch.set_num_threads(threads)
+    assert ran == [0, 1, 2]
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["process"] for row in rows] == [0, 0, 1]
+    assert "not finite in legs [2]" in capsys.readouterr().out
+
+
+def test_growth_is_that_of_the_last_third():
+    rows = [{"resident": value} for value in (1.0, 1.0, 2.0, 2.0, 3.0, 3.0)]
+    assert soak.growth(rows) == pytest.approx(0.5)
+    assert soak.growth(rows[:1]) == 0
