@@ -149,12 +149,9 @@ def _run(
         check_mapping("walk", f"{kind}[{column!r}]", dicts[column], "a flat dict of tensors by name")
     batch = _batch(path, values, stages)
     inputs = tuple([values[source] if source else batch for source in _known(path, sources, values)])
-    layers = [
-        *([batch] if isinstance(batch, Mapping) else []),
-        *([before] if before else []),
-        buffers[column],
-    ]
-    state = ChainMap(*layers) if len(layers) > 1 else buffers[column]
+    layers: list[Any] = [batch] if isinstance(batch, Mapping) else []
+    layers += [before] if before else []
+    state = ChainMap(*layers, buffers[column]) if layers else buffers[column]  # type: ignore[arg-type]
     try:
         result = stage(params[column], state, inputs[0] if len(inputs) == 1 else inputs)
     except Exception as error:

@@ -29,11 +29,15 @@ def test_it_goes_on_after_the_last_line_and_reports_what_is_not_finite(tmp_path,
     file = tmp_path / "legs.jsonl"
     seen = soak.Seen(loss=1.0, finite=True, skipped=0, resident=0.0, tensors=0)
     ran = []
-    monkeypatch.setattr(soak, "run", lambda leg, steps: ran.append(leg) or seen)
+
+    def run(leg, steps):
+        ran.append(leg)
+        return seen._replace(finite=leg != 2)
+
+    monkeypatch.setattr(soak, "run", run)
     threads = torch.get_num_threads()
     try:
         assert soak.main(["--steps", "200", "--out", str(file)]) == 0
-        monkeypatch.setattr(soak, "run", lambda leg, steps: ran.append(leg) or seen._replace(finite=False))
         assert soak.main(["--steps", "300", "--out", str(file)]) == 1
     finally:
         torch.set_num_threads(threads)
