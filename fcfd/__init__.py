@@ -2,6 +2,7 @@
 
 from . import (
     analysis as analysis,
+    detection as detection,
     losses as losses,
     recipes as recipes,
     schedules as schedules,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ._text import check_integer, check_number, check_type
-from ._tree import TreeSpec, leaves, tensors, unflatten
+from ._tree import TreeSpec, flatten, leaves, tensors, unflatten
 from .families.maps import channel_stats_align
 from .layouts import Grid, Layout, Shape, channel_axis, channels_last, grid, into_form, is_formed, parse
 
@@ -316,7 +316,7 @@ class MultiBridge(nn.Module):
 
     Args:
         rows: For each tensor of the target, the bridges that lead to it, by the place of the tensor that
-            each reads.
+            each reads. Where none leads to it, it has no channels, so that who reads it finds an error.
         form: How the target arranges its tensors, as `fcfd._tree.flatten` tells.
     """
 
@@ -328,7 +328,56 @@ class MultiBridge(nn.Module):
     def forward(self, x: Any) -> Any:
         found = leaves(x)
         arrived = [[module(found[int(at)]) for at, module in row.items()] for row in self.rows]  # type: ignore[operator]
-        return unflatten([torch.stack(own).sum(0) for own in arrived], self.form)
+        absent = found[0][:, :0]
+        return unflatten([torch.stack(own).sum(0) if own else absent for own in arrived], self.form)
+
+
+def multi_bridge(
+    source: Any, target: Any, *, reads: Mapping[int, Iterable[int]] | None = None
+) -> MultiBridge:
+    """Build bridges between features that have several tensors, when one says which lead to which.
+
+    `fcfd.link` does it where both have as many. Pyramids of other numbers of levels it refuses, because all
+    to all is a bridge for each of many pairs.
+
+    Args:
+        source: The source's feature on an example: a dict, list or tuple of tensors.
+        target: The target's.
+        reads: For each place of the target, from 0, the places of the source that lead to it. By default all
+            lead to all.
+
+    Returns:
+        A module from the source's feature to the form of the target's.
+
+    Raises:
+        ValueError: A place of the target has nothing that leads to it, or a place is none.
+
+    Example:
+        >>> small = {"p3": torch.zeros(2, 4, 8, 8), "p4": torch.zeros(2, 4, 4, 4)}
+        >>> large = {**small, "p5": torch.zeros(2, 6, 2, 2)}
+        >>> module = multi_bridge(small, large, reads={0: (0,), 1: (1,), 2: (1,)})
+        >>> {name: list(level.shape) for name, level in module(small).items()}
+        {'p3': [2, 4, 8, 8], 'p4': [2, 4, 4, 4], 'p5': [2, 6, 2, 2]}
+    """
+    sources, (targets, form) = leaves(source), flatten(target)
+    for name, found in (("source", sources), ("target", targets)):
+        for leaf in found:
+            check_type("multi_bridge", f"a part of {name}", leaf, Tensor, "a feature of tensors")
+    if reads is None:
+        reads = {place: range(len(sources)) for place in range(len(targets))}
+    rows = []
+    for place, leaf in enumerate(targets):
+        places = tuple(reads.get(place, ()))
+        if not places or not {*places} <= {*range(len(sources))}:
+            raise ValueError(
+                f"multi_bridge: reads[{place}] is {places}; name at least one of the {len(sources)} "
+                "places of the source, from 0."
+            )
+        rectified = bool(leaf.min() >= 0)
+        rows.append(
+            {at: bridge(tuple(sources[at].shape), tuple(leaf.shape), rectified=rectified) for at in places}
+        )
+    return MultiBridge(rows, form)
 
 
 class Orthogonal(nn.Module):
@@ -374,12 +423,19 @@ class Orthogonal(nn.Module):
 class MatchStatistics(nn.Module):
     """An `&` bridge without parameters: give a map the channel statistics of what it sees (CrossKD).
 
-    Reads `(feature, seen)`, maps of the same channels; see `fcfd.losses.channel_stats_align`.
+    Reads `(feature, seen)`, maps of the same channels, or features of several of them, such as pyramids, each
+    of which is matched by itself; see `fcfd.losses.channel_stats_align`.
     """
 
-    def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, pair: tuple[Any, Any]) -> Any:
         check_type("MatchStatistics", "its input", pair, tuple, "the pair (feature, seen)")
-        return channel_stats_align(*pair)
+        (own, _), (seen, form) = map(flatten, pair)
+        if len(own) != len(seen):
+            raise ValueError(
+                f"MatchStatistics: the feature has {len(own)} tensors, and what it sees {len(seen)}; match "
+                "features with as many levels."
+            )
+        return unflatten([channel_stats_align(*both) for both in zip(own, seen, strict=True)], form)
 
 
 class MaskedMix(nn.Module):

@@ -173,11 +173,32 @@ def by_builder(builder: Builder, bridges: Iterable[str], values: Mapping[str, An
     return found
 
 
+def entries_read(
+    bridges: Iterable[str], paths: Iterable[str], networks: Mapping[str, Network]
+) -> dict[str, frozenset[str]]:
+    """The entries of a dict of tensors that a bridge must lead to, where the next stage does not read all.
+
+    Args:
+        bridges: The paths of the bridges.
+        paths: What will be walked: a bridged feature that stands among them is wanted whole.
+        networks: The networks, with what their stages read.
+    """
+    whole = {*needed(path for path in paths if is_bridged(path))}
+    found = {}
+    for name in bridges:
+        one = step(name)
+        reads = networks[name[-1]].reads[one.at + 1 : one.at + 2]
+        if name not in whole and reads and reads[0] is not None:
+            found[name] = reads[0]
+    return found
+
+
 def build(
     bridges: Iterable[str],
     values: Mapping[str, Any],
     layouts: Mapping[str, Layout],
     own: Mapping[str, nn.Module],
+    reads: Mapping[str, frozenset[str]],
 ) -> dict[str, nn.ModuleDict]:
     """The modules of bridges, by column and by the stage that they follow.
 
@@ -186,6 +207,7 @@ def build(
         values: The networks' features on the example, in the form that bridges read.
         layouts: How the networks hand out these features.
         own: The user's own bridges by path.
+        reads: As `entries_read` gives them.
 
     Raises:
         ValueError: A bridge of the user's is needed nowhere, stands twice or returns the wrong shape, or
@@ -216,7 +238,7 @@ def build(
             source, target = _ends(name)
             read = layouts.get(source), layouts.get(target)
             batches = batch_of(values[""], source[-1], letters), batch_of(values[""], target[-1], letters)
-            module = _made(name, values[source], values[target], read, batches)
+            module = _made(name, values[source], values[target], read, batches, reads.get(name))
         _, column, at = step(name)
         modules.setdefault(column, nn.ModuleDict())[str(at)] = module
     return modules
@@ -228,8 +250,9 @@ def _made(
     target: Any,
     layouts: tuple[Layout | None, Layout | None],
     batches: tuple[Any, Any],
+    reads: frozenset[str] | None = None,
 ) -> nn.Module:
-    """A bridge, or one for each pair of tensors: as many lead to as many, any others all to all."""
+    """A bridge, or one for each pair of tensors: as many lead to as many; from one or to one, all to all."""
     if isinstance(source, Tensor) and isinstance(target, Tensor):
         if source.shape[:1] != target.shape[:1]:
             raise ValueError(
@@ -256,8 +279,18 @@ def _made(
             f"bridges={{{name!r}: ...}}."
         )
     pairs = len(sources) == len(targets)
-    rows = []
+    if not pairs and 1 not in (len(sources), len(targets)):
+        raise ValueError(
+            f"link: {name!r} leads from {len(sources)} tensors to {len(targets)}, and nothing tells which "
+            f"belong together. Cut both into as many, or say it: bridges={{{name!r}: "
+            "fcfd.bridges.multi_bridge(...)}."
+        )
+    names = list(target) if isinstance(target, Mapping) and len(target) == len(targets) else []
+    rows: list[dict[int, nn.Module]] = []
     for here, leaf in enumerate(targets):
+        if reads is not None and names and names[here] not in reads:
+            rows.append({})
+            continue
         places = [here] if pairs else range(len(sources))
         rows.append({at: _made(name, sources[at], leaf, layouts, batches) for at in places})
     return MultiBridge(rows, form)
@@ -348,5 +381,5 @@ def _check_own(name: str, module: nn.Module, x: Any, target: Any) -> None:
         except Exception as error:  # whatever a module says to what it is given
             raise ValueError(f"link: your bridge {name!r} cannot read the feature: {error}") from error
     found, wanted = (map_tensors(shape, value) for value in (returned, target))
-    if found != wanted:
+    if found != wanted or flatten(found)[1] != flatten(wanted)[1]:  # a dict equals an OrderedDict
         raise ValueError(f"link: your bridge {name!r} returns {found}; the feature there is {wanted}.")

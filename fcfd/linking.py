@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ._text import check_mapping, check_type, listing, table
 from ._tree import map_tensors, shape, tensors
-from .bridging import Builder, build, by_builder, cast, column_of, layouts_of, needed
+from .bridging import Builder, build, by_builder, cast, column_of, entries_read, layouts_of, needed
 from .layouts import into_form
 from .matching import match
 from .paths import bridged, crosses, crossings, depth, expand, is_bridged, listed, plan, pure
@@ -77,7 +77,8 @@ def link(
     The networks run once on the example, without gradient, as stages run always: no statistic, flag or
     random state changes. It shows the features' shapes, and whether they are taken after a ReLU (then none
     is negative), which decides the bridges' last layer. Features of several tensors, such as pyramids, are
-    bridged tensor by tensor where both have as many, and every one to every one otherwise.
+    bridged tensor by tensor where both have as many, and every one to every one where one of them has one.
+    What no later stage reads, and no path asks for, has no bridge.
 
     Link after `.to(device)`: buffers are held by reference, and a module that moves gets new ones.
 
@@ -142,7 +143,7 @@ def link(
     read = layouts_of(wanted, networks, values, stated, own)
     for path, layout in read.items():
         values[path] = map_tensors(partial(into_form, layout=layout), values[path])
-    modules = build(wanted, values, read, own)
+    modules = build(wanted, values, read, own, entries_read(wanted, paths, networks))
     columns = {}
     for letter, network in networks.items():
         columns[letter] = laid_out(network.stages, [read.get(pure(letter, at)) for at in range(1, count)])
@@ -209,6 +210,7 @@ def _alike(networks: Mapping[str, Network], example: Any) -> tuple[dict[str, Net
             names=tuple([network.names[end - 1] for end in ends]),
             layouts=tuple([network.layouts[end - 1] for end in ends if network.layouts]),
             grids=tuple([network.grids[end - 1] for end in ends if network.grids]),
+            reads=tuple([network.reads[end] for end in (0, *depths) if network.reads]),
         )
         for at, end in enumerate(depths, start=1):
             values[pure(letter, at)] = features[letter][end - 1]

@@ -18,6 +18,8 @@ from .families.contrastive import (
     similarity_kl as similarity_kl,
 )
 from .families.detection import (
+    box_deltas as box_deltas,
+    generalized_iou as generalized_iou,
     kd_quality_focal as kd_quality_focal,
 )
 from .families.divergences import (

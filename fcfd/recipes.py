@@ -7,16 +7,19 @@ weight 1 (`fula` divides it among depths); `fcfd.scaled` gives other weights, `f
 
 from collections.abc import Iterable, Mapping
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from ._text import check_integer, check_mapping, check_number
+from ._tree import leaves, shape
 from .families.contrastive import info_nce
+from .families.detection import box_deltas, generalized_iou, kd_quality_focal
 from .families.features import pooled_squared_error, relative_squared_error, squared_error
-from .families.logits import cross_entropy, kl, ofa
+from .families.logits import binary_cross_entropy, binary_kl, cross_entropy, kl, ofa
 from .layouts import average
-from .paths import counterpart, crosses, depth as depth_of, is_bridged, listed, prefixes, pure
-from .terms import Term, Terms, check_terms, multi_level
+from .paths import counterpart, crosses, depth as depth_of, expand, is_bridged, listed, prefixes, pure
+from .terms import Term, Terms, check_terms, entry, multi_level, unless_empty
 
 
 def kd(depth: int, *, student: str = "s", teacher: str = "t", temperature: float = 4.0) -> dict[str, Term]:
@@ -377,6 +380,167 @@ def hybrid_assistant(
 def _pooled_info_nce(prediction: Tensor, target: Tensor, *, temperature: float | Tensor) -> Tensor:
     """`info_nce` of features averaged over space, or over tokens."""
     return info_nce(average(prediction), average(target), temperature=temperature)
+
+
+def fcfd_detection(
+    *,
+    paths: Iterable[str] = ("st", "ts"),
+    bridged: Iterable[str] = ("s>t",),
+    masks: bool = False,
+    student: str = "s",
+    teacher: str = "t",
+    temperature: float = 1.0,
+) -> dict[str, Term]:
+    """FCFD of detectors of two stages: the pyramid by appearance, and what both box heads make of it.
+
+    All heads read the student's own sampled regions (`fcfd.detection`).
+
+    | term | loss | prediction | target |
+    |---|---|---|---|
+    | `label/classes` | `cross_entropy` | the student's classes of regions | labels |
+    | `label/boxes` | `box_deltas` | its box deltas | labels |
+    | `feature/s>t` | `squared_error`, summed over levels | the pyramid, bridged | the teacher's own |
+    | `kl/ss`, `kl/st`, `kl/ts` | `kl` | classes of regions, on each path | the teacher's own |
+    | `delta/ss`, … | `squared_error` | box deltas | the teacher's own |
+
+    With `masks`, `label/masks` is `binary_cross_entropy` and `mask/ss`, … are `binary_kl`, a mean over
+    pixels, of each object's own class. Where there is no region or no object, a term is 0, with a graph. The
+    losses of the region proposals are not among the terms: add `found.losses`.
+
+    Args:
+        paths: The paths that cross between pyramid and heads. Without any, it is logits and appearance.
+        bridged: The bridged pyramids to compare by appearance.
+        masks: Whether the detectors have mask heads.
+        student: The letter of the network that learns.
+        teacher: The letter of the network that it learns from.
+        temperature: T of the divergence of classes; published 1.
+
+    Raises:
+        ValueError: A path does not cross or does not end in the heads, or both letters are one.
+
+    Example:
+        >>> [name for name in fcfd_detection() if not name.startswith("label")]
+        ['feature/s>t', 'kl/ss', 'delta/ss', 'kl/st', 'delta/st', 'kl/ts', 'delta/ts']
+
+    Reference:
+        Liu, Kan, Shan, Chen: Function-Consistent Feature Distillation, ICLR 2023, arXiv 2304.11832, section
+        on detection. Every weight is 1, without warm-up. Box deltas are compared in all classes and all
+        regions, as the authors' code does. Masks are not theirs.
+    """
+    _check_networks("fcfd_detection", 2, student, teacher)
+    check_number("fcfd_detection", "temperature", temperature, above=0)
+    own, target = pure(student, 2), pure(teacher, 2)
+    terms = {
+        "label/classes": Term(entry("classes", unless_empty(cross_entropy)), own, "Labels"),
+        "label/boxes": Term(_label_boxes, own, "Labels"),
+    }
+    if masks:
+        terms["label/masks"] = Term(_label_masks, own, "Labels")
+    for path in _bridged("fcfd_detection", bridged, 2):
+        terms[f"feature/{path}"] = Term(_sum_of_levels, path, counterpart(path))
+    divergence = entry("classes", unless_empty(partial(kl, temperature=temperature)))
+    for path in (own, *_crossed("fcfd_detection", paths, 2)):
+        terms[f"kl/{path}"] = Term(divergence, path, target)
+        terms[f"delta/{path}"] = Term(entry("boxes", unless_empty(squared_error)), path, target)
+        if masks:
+            terms[f"mask/{path}"] = Term(_mask_kl, path, (target, "Labels"))
+    return terms
+
+
+def _sum_of_levels(prediction: Any, target: Any) -> Tensor:
+    return multi_level(squared_error)(prediction, target) * len(leaves(target))
+
+
+def _label_boxes(prediction: Any, labels: Mapping[str, Tensor]) -> Tensor:
+    return unless_empty(box_deltas)(prediction["boxes"], labels["boxes"], labels["classes"])
+
+
+def _label_masks(prediction: Any, labels: Mapping[str, Tensor]) -> Tensor:
+    drawn = _of_own_class(prediction, labels["mask_classes"])
+    return unless_empty(binary_cross_entropy)(drawn, labels["masks"].flatten(1))
+
+
+def _mask_kl(prediction: Any, target: Any, labels: Mapping[str, Tensor]) -> Tensor:
+    pair = [_of_own_class(value, labels["mask_classes"]) for value in (prediction, target)]
+    return unless_empty(binary_kl)(*pair) / pair[0].shape[1]
+
+
+def _of_own_class(value: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+    """Of masks with one for each class, that of each object's class: `[objects, pixels]`."""
+    if "masks" not in value:
+        raise ValueError("fcfd_detection: a network's value has no entry 'masks'; leave out masks=True.")
+    rows = value["masks"].flatten(2)
+    return rows.gather(1, labels[:, None, None].expand(-1, 1, rows.shape[2])).squeeze(1)
+
+
+def crosskd(path: str = "ss&tt", *, teacher: str = "t") -> dict[str, Term]:
+    """CrossKD of detectors of one stage: the teacher's head, from a block on, reads the student's towers.
+
+    | term | loss | prediction | target |
+    |---|---|---|---|
+    | `classes/ss&tt` | `kd_quality_focal` | class logits of the crossed path | the teacher's own |
+    | `boxes/ss&tt` | `generalized_iou` | its decoded boxes | the teacher's own |
+
+    ```
+    classes:  Σ over anchors and classes [counts] · loss / positives
+    boxes:    Σ over anchors [counts] · max_c σ(teacher's logit) · loss / positives
+    ```
+
+    `counts` and `positives` are what the labels say of the student's anchors (`fcfd.detection.labels`), given
+    as `"Labels"`. The published bridge gives the student's features the teacher's statistics: link with
+    `bridges={"ss&t": MatchStatistics()}`. The detector's own losses are not among the terms: add
+    `found.losses`.
+
+    Args:
+        path: The crossed path to the outputs. `"sst"` has a learned bridge, for towers of other widths.
+        teacher: The letter of the network whose head is reused.
+
+    Raises:
+        ValueError: The path does not cross, or does not end in the teacher.
+
+    Example:
+        >>> crosskd()["classes/ss&tt"].target
+        ('ttt', 'Labels')
+
+    Reference:
+        Wang et al.: CrossKD: Cross-Head Knowledge Distillation for Object Detection, CVPR 2024, arXiv
+        2306.11369. Compared with jbwang1997/CrossKD `CrossKDRetinaNet` by reading: cut after the third
+        convolution, before its activation; both weights 1. Deviation: its FCOS divides by the labels'
+        centernesses.
+    """
+    pure(teacher, 1)
+    path = expand(path)
+    if not crosses(path) or is_bridged(path) or path[-1] != teacher:
+        raise ValueError(
+            f"crosskd: path {path!r} does not cross into the head of {teacher!r}, as 'ss&tt' does."
+        )
+    target = counterpart(path)
+    return {
+        f"classes/{path}": Term(_crossed_classes, path, (target, "Labels")),
+        f"boxes/{path}": Term(_crossed_boxes, path, (target, "Labels")),
+    }
+
+
+def _crossed_classes(prediction: Any, target: Any, labels: Mapping[str, Tensor]) -> Tensor:
+    errors = kd_quality_focal(prediction["cls_logits"], target["cls_logits"]).sum(-1)
+    return _by_positives(errors, labels)
+
+
+def _crossed_boxes(prediction: Any, target: Any, labels: Mapping[str, Tensor]) -> Tensor:
+    errors = generalized_iou(prediction["boxes"], target["boxes"])
+    score = target["cls_logits"].sigmoid().amax(-1)
+    return _by_positives(errors * score, labels)
+
+
+def _by_positives(errors: Tensor, labels: Mapping[str, Tensor]) -> Tensor:
+    counts = labels["counts"]
+    if errors.shape != counts.shape:
+        raise ValueError(
+            f"crosskd: the labels are of the student's anchors {shape(counts)}, and the teacher has "
+            f"{shape(errors)}. Give it images of the same sizes: prepare(teacher, images, "
+            "sizes=ours.inputs['sizes']), and both the same anchors."
+        )
+    return (errors * counts).sum() / labels["positives"]
 
 
 def multi_teacher(recipes: Mapping[str, Terms]) -> dict[str, Term]:

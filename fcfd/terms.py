@@ -299,6 +299,38 @@ def _read(value: Any, key: str | int) -> Any:
         raise ValueError(f"entry: {type(value).__name__} has no entry {key!r}.") from error
 
 
+def unless_empty(loss: Loss) -> Loss:
+    """A loss that is 0, and has a graph, where the prediction holds no example.
+
+    A detector may find no region, or an image may hold no object. The gradient is 0 then and not missing, as
+    processes that share gradients need it.
+
+    Args:
+        loss: `loss(prediction, *targets) -> Tensor`.
+
+    Example:
+        >>> from fcfd.losses import squared_error
+        >>> loss = unless_empty(squared_error)
+        >>> some, none = torch.ones(1, 4), torch.ones(0, 4)
+        >>> loss(some, 2 * some), loss(none, none)
+        (tensor([1.]), tensor(0.))
+    """
+    check_callable("unless_empty", "loss", loss)
+    return partial(_unless_empty, loss)
+
+
+def _unless_empty(loss: Loss, prediction: Tensor, *targets: Any) -> Tensor:
+    check_type("unless_empty", "the prediction", prediction, Tensor, "a tensor [examples, ...]")
+    if len(prediction):
+        return loss(prediction, *targets)
+    for target in targets:
+        if isinstance(target, Tensor) and len(target):
+            raise ValueError(
+                f"unless_empty: the prediction {shape(prediction)} is empty, the target {shape(target)} not."
+            )
+    return prediction.sum() * 0
+
+
 # What terms read
 
 

@@ -9,6 +9,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 from einops import rearrange, reduce
 from torch import Tensor
@@ -20,6 +21,7 @@ _SCHEMAS = (
     "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
     "int sampling_ratio, bool aligned) -> Tensor",
 )
+_BLOCK = 512  # boxes whose overlaps are one matrix
 _libraries: list[torch.library.Library] = []  # an operator lives as long as the library that defines it
 
 
@@ -56,20 +58,36 @@ def _compiled_operators_load() -> bool:
 
 def _nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     """Keep the best box, drop what overlaps it by more than the threshold, go on with the rest."""
-    order = scores.argsort(descending=True, stable=True)
-    kept = []
-    while len(order):
-        best, order = order[:1], order[1:]
+    rest = scores.argsort(descending=True, stable=True)
+    kept = [rest[:0]]
+    while len(rest):
+        best, rest = rest[:_BLOCK], rest[_BLOCK:]
+        best = best[_survivors(_overlap(boxes[best], boxes[best], threshold))]
+        rest = rest[~_overlap(boxes[rest], boxes[best], threshold).any(1)]
         kept.append(best)
-        order = order[~(_iou(boxes[best], boxes[order]) > threshold)]  # a NaN (no area) overlaps nothing
-    return torch.cat(kept) if kept else order
+    return torch.cat(kept)
+
+
+def _survivors(overlaps: Tensor) -> Tensor:
+    """Which boxes stay, of their overlaps, best first. By numpy, whose calls on few numbers are fast."""
+    rows, dropped = overlaps.numpy(), np.zeros(len(overlaps), dtype=bool)
+    for at, row in enumerate(rows):
+        if not dropped[at]:
+            dropped[at + 1 :] |= row[at + 1 :]
+    return torch.from_numpy(~dropped)
+
+
+def _overlap(a: Tensor, b: Tensor, threshold: float) -> Tensor:
+    """Which boxes overlap by more than the threshold; a NaN (no area) overlaps nothing."""
+    return _iou(a[:, None], b) > threshold
 
 
 def _iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of boxes `[..., 4]` as corners."""
-    sides = torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])
-    shared = sides.clamp(min=0).prod(1)
-    return shared / ((a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - shared)
+    sides = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
+    shared = sides.clamp(min=0).prod(-1)
+    areas = [(box[..., 2:] - box[..., :2]).prod(-1) for box in (a, b)]
+    return shared / (areas[0] + areas[1] - shared)
 
 
 def _roi_align(

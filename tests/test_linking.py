@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 import fcfd
 from fcfd import losses
-from fcfd.bridges import identity
+from fcfd.bridges import identity, multi_bridge
 
 from .nets import batch, pair, stages
 from .purity import assert_unchanged, snapshot
@@ -240,10 +240,20 @@ class Head(nn.Linear):
 
 
 @pytest.mark.parametrize("student_levels", [3, 2])
-def test_pyramids_are_bridged_level_by_level_or_all_to_all(student_levels):
+def test_pyramids_are_bridged_level_by_level_or_all_to_all_where_asked_for(student_levels):
     networks = {"t": detector(6, 3), "s": detector(4, student_levels)}
     images, labels = batch(dtype=torch.float32)
-    nets = fcfd.link(networks, example=images)
+    own = {}
+    if student_levels == 2:
+        text = r"'s>t' leads from 2 tensors to 3, and nothing tells which belong together.*multi_bridge"
+        with pytest.raises(ValueError, match=text):
+            fcfd.link(networks, example=images)
+        ends = {letter: one.stages[0](one.params, one.buffers, images)[0] for letter, one in networks.items()}
+        for a, b in ("st", "ts"):
+            for at in (1, 2):
+                own[f"{a * at}>{b}"] = multi_bridge(ends[a], ends[b])
+        own.pop("tt>s")
+    nets = fcfd.link(networks, example=images, bridges=own)
     rows = nets.bridges["s>t"]["0"].rows
     sources = [list(row) for row in rows]
     assert sources == ([["0"], ["1"], ["2"]] if student_levels == 3 else [["0", "1"]] * 3)

@@ -49,7 +49,7 @@ LAYERS = (
     ("splitting.verify",),
     ("splitting.cutting",),
     ("splitting", "matching"),
-    ("walking", "recipes"),
+    ("walking", "recipes", "detection"),
     ("bridging", "objectives", "analysis", "stitching"),
     ("linking",),
     ("losses", "exporting"),
@@ -57,6 +57,7 @@ LAYERS = (
 """A module imports only from layers before its own, and never from the package root."""
 
 SURFACE = """
+    detection
     Aux Columns Linked Network Term analysis as_module balanced bridge bridged cast checkpointed compiled
     counterpart crosses crossings depth draw ema evaluate expand frozen gathered is_bridged joined link losses
     masked match merge_buffers objective placed plan prefixes pure reads recipes replaced scaled schedules

@@ -185,7 +185,8 @@ def _recorded(model: nn.Module, example: Any, share: bool) -> tuple[Batch, Recor
     given = "the example" if example is not None else f"an image batch (2, 3, {_SIZES[0]}, {_SIZES[0]})"
     raise ValueError(
         f"split: {type(model).__name__} does not run on {given} ({type(errors[0]).__name__}: {errors[0]}). "
-        "Pass example=: a batch that it takes, a tuple for several arguments, or a dict for named ones."
+        "It is run in eval and in train mode. Pass example=: a batch that it takes, a tuple for several "
+        "arguments, or a dict for named ones."
     ) from errors[0]
 
 

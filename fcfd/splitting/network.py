@@ -25,6 +25,8 @@ class Network(NamedTuple):
         layouts: What is known of the axes of each shape, by einops' letters: `"b c h w"`, `"b t c"`; else
             `None`. Empty of stages by hand.
         grids: Rows and columns of tokens that were a map, behind any class tokens; else `None`.
+        reads: The entries that each stage reads of a feature that is a dict; `None` for all. A bridge into
+            the network leaves out what no stage reads. Empty where nothing is known.
     """
 
     stages: Column
@@ -36,6 +38,7 @@ class Network(NamedTuple):
     proof: str
     layouts: tuple[Any, ...] = ()
     grids: tuple[Any, ...] = ()
+    reads: tuple[frozenset[str] | None, ...] = ()
 
     def __repr__(self) -> str:
         """The stages as a table, and the cuts, which stages by hand do not have."""

@@ -120,9 +120,11 @@ def _chain(pieces: Iterable[Piece], params: Params, buffers: Buffers, batch: Bat
             value, new = run(piece, params, {**state, **context}, value)
         except Exception as error:
             after = " and ".join(repr(port.name) for port in piece.begin) or "the input"
+            several = isinstance(batch, tuple | list) and len(batch) > 1
+            named = "Name the arguments, which later stages then read: example={...}. " if several else ""
             raise ValueError(
                 f"split: the stage after {after} does not run by itself ({type(error).__name__}: {error}). "
-                f"Use other boundaries, or {BY_HAND}."
+                f"{named}Use other boundaries, or {BY_HAND}."
             ) from error
         state |= new
     return _Run(value, state)

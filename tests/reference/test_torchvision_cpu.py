@@ -105,3 +105,24 @@ def test_roi_align_without_regions_and_in_half_precision(ops, ratio):
     assert half.dtype == torch.bfloat16
     full = ops.roi_align(maps, roi, 4, sampling_ratio=ratio)
     torch.testing.assert_close(half.float(), full, rtol=0, atol=2e-2)
+
+
+def _plain_nms(boxes, scores, threshold):
+    """One box at a time."""
+    from torchvision.ops import box_iou
+
+    kept = []
+    for at in scores.argsort(descending=True, stable=True).tolist():
+        if not kept or box_iou(boxes[at : at + 1], boxes[kept]).max() <= threshold:
+            kept.append(at)
+    return kept
+
+
+@pytest.mark.parametrize("count", [1, 60, 700])
+def test_nms_in_blocks_is_that_of_one_box_at_a_time(ops, count):
+    generator = torch.Generator().manual_seed(count)
+    corner = torch.rand(count, 2, generator=generator) * 60
+    boxes = torch.cat([corner, corner + 1 + torch.rand(count, 2, generator=generator) * 40], 1)
+    scores = (torch.rand(count, generator=generator) * 30).round() / 30  # some are equal
+    for threshold in (0.3, 0.7):
+        assert ops.nms(boxes, scores, threshold).tolist() == _plain_nms(boxes, scores, threshold)

@@ -1,0 +1,185 @@
+"""The detection run: scenes and folders in COCO's format, resume, several processes, and its commands."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+NEEDED = ("torchvision", "torchmetrics", "faster_coco_eval", "skimage", "sklearn")
+if missing := [name for name in NEEDED if find_spec(name) is None]:
+    pytest.skip(f"{', '.join(missing)} not installed", allow_module_level=True)
+
+from benchmarks import detect, scenes  # noqa: E402
+
+TINY = detect.Setting(
+    scenes=8, test_scenes=4, side=64, teacher_steps=3, steps=4, batch=2, evaluations=2, rate=0.01
+)
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def emoji(tmp_path_factory):
+    """The package's layout with drawings of our own."""
+    folder = tmp_path_factory.mktemp("package")
+    (folder / "img" / "google" / "64").mkdir(parents=True)
+    listing = []
+    for label, category in enumerate(scenes.CLASSES):
+        for at in range(10):
+            name = f"{label}{at}.png"
+            image = Image.new("RGBA", (64, 64))
+            ImageDraw.Draw(image).ellipse((8, 8, 55, 40 + at), fill=(40 * label, 250 - 20 * at, 90, 255))
+            image.save(folder / "img" / "google" / "64" / name)
+            listing.append({"unified": f"{label}-{at}", "image": name, "category": category})
+    listing.append({"unified": "flag", "image": "none.png", "category": "Flags"})
+    (folder / "emoji.json").write_text(json.dumps(listing))
+    return folder
+
+
+def test_scenes_are_functions_of_their_key_and_their_boxes_hold_drawings(emoji):
+    art = scenes.art(emoji, "train")
+    assert [len(own) for own in art.drawings] == [8] * 6, "every fifth drawing is for the test"
+    image, target = scenes.scene(art, "train 3", 96)
+    again, same = scenes.scene(art, "train 3", 96)
+    assert torch.equal(image, again)
+    assert torch.equal(target["boxes"], same["boxes"])
+    assert image.shape == (3, 96, 96)
+    counts = set()
+    for at in range(12):
+        image, target = scenes.scene(art, f"train {at}", 96)
+        counts.add(len(target["boxes"]))
+        assert ((target["boxes"] >= 0) & (target["boxes"] <= 96)).all()
+        assert (target["boxes"][:, 2:] > target["boxes"][:, :2]).all()
+        for (x1, y1, x2, y2), label in zip(target["boxes"].int().tolist(), target["labels"], strict=True):
+            middle = image[:, (y1 + y2) // 2, (x1 + x2) // 2] * 255
+            assert abs(float(middle[0]) - 40 * (int(label) - 1)) < 25, "the drawing's own colour"
+    assert counts > {1, 2}
+
+
+def test_test_scenes_share_no_drawing_and_no_photograph(emoji):
+    parts = [scenes.art(emoji, part) for part in ("train", "test")]
+    colours = [{one.getpixel((32, 20)) for own in part.drawings for one in own} for part in parts]
+    assert not colours[0] & colours[1]
+    assert not {*scenes.PHOTOGRAPHS["train"]} & {*scenes.PHOTOGRAPHS["test"]}
+
+
+def test_what_is_missing_is_said(tmp_path):
+    with pytest.raises(ValueError, match="has no emoji.json. Run `npm pack emoji-datasource-google`"):
+        scenes.art(tmp_path, "train")
+    with pytest.raises(ValueError, match="there is no .*instances_train2017.json. Name with --data"):
+        scenes.Coco(tmp_path, "train2017")
+
+
+def coco_folder(emoji, folder):
+    art = scenes.art(emoji, "train")
+    for part, count in (("train2017", 6), ("val2017", 2)):
+        samples = [scenes.scene(art, f"{part} {at}", 64) for at in range(count)]
+        samples[0][1].update(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
+        scenes.write_coco(folder, part, samples, scenes.CLASSES)
+    return folder
+
+
+def test_a_folder_in_cocos_format_reads_back(emoji, tmp_path):
+    art = scenes.art(emoji, "train")
+    samples = [scenes.scene(art, f"{at}", 64) for at in range(3)]
+    scenes.write_coco(tmp_path, "val2017", samples, scenes.CLASSES)
+    read = scenes.Coco(tmp_path, "val2017")
+    assert len(read) == 3
+    assert read.classes == list(scenes.CLASSES)
+    for at, (image, target) in enumerate(samples):
+        torch.testing.assert_close(read[at][0], image, atol=1e-6, rtol=0)
+        torch.testing.assert_close(read[at][1]["boxes"], target["boxes"])
+        assert torch.equal(read[at][1]["labels"], target["labels"])
+    listing = tmp_path / "annotations" / "instances_val2017.json"
+    content = json.loads(listing.read_text())
+    content["annotations"][0]["category_id"] = 99
+    listing.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="names no image or category"):
+        scenes.Coco(tmp_path, "val2017")
+    content["annotations"][0] |= {"category_id": 1, "iscrowd": 1}
+    listing.write_text(json.dumps(content))
+    assert len(scenes.Coco(tmp_path, "val2017")[0][1]["boxes"]) == len(samples[0][1]["boxes"]) - 1
+
+
+def test_every_method_reads_what_its_name_says():
+    kinds = {name: {one.split("/")[0] for one in terms} for name, terms in detect.METHODS.items()}
+    assert kinds["labels"] == {"label"}
+    assert kinds["hints"] == {"label", "feature"}
+    assert kinds["FCFD"] == {"label", "feature", "kl", "delta"}
+    assert not [name for name in detect.METHODS["FCFD without crossings"] if name.endswith(("st", "ts"))]
+    assert {"kl/st", "delta/st"} < {*detect.METHODS["crossed heads"]}
+
+
+def run(emoji, folder, setting=TINY, method="FCFD"):
+    art = scenes.art(emoji, "train")
+    data = [scenes.scene(art, f"{at}", 64) for at in range(8)]
+    torch.manual_seed(0)
+    teacher, student = detect.small_teacher(64), detect.small_student(64)
+    result = detect.learn(
+        folder, student, teacher, method, data, data[:2], seed=0, setting=setting, here=detect.Here()
+    )
+    return student, result
+
+
+@pytest.mark.slow
+def test_a_run_that_was_cut_short_goes_on_to_the_same_weights(emoji, tmp_path, monkeypatch):
+    whole, result = run(emoji, tmp_path / "whole")
+    assert {"AP50", "AP"} < {*result}
+    steps = detect.distil_step
+    calls = []
+
+    def stops(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return steps(*arguments)
+
+    monkeypatch.setattr(detect, "distil_step", stops)
+    monkeypatch.setattr(detect, "KEEP", 2)
+    with pytest.raises(KeyboardInterrupt):
+        run(emoji, tmp_path / "cut")
+    again, _ = run(emoji, tmp_path / "cut")
+    assert len(calls) == 5, "two steps were kept"
+    for own, other in zip(whole.state_dict().values(), again.state_dict().values(), strict=True):
+        torch.testing.assert_close(own, other)
+    with pytest.raises(ValueError, match="holds a run with method = 'FCFD', not 'KD of heads'"):
+        run(emoji, tmp_path / "cut", method="KD of heads")
+
+
+@pytest.mark.slow
+def test_the_quick_command_compares_all_methods(emoji, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(detect, "QUICK", TINY)
+    detect.main(["--emoji", str(emoji), "--quick", "--out", str(tmp_path)])
+    results = json.loads((tmp_path / "quick" / "detect.json").read_text())
+    assert [one["method"] for one in results["runs"]] == list(detect.METHODS)
+    assert all(0 <= one["AP"] <= one["AP50"] <= 1 for one in results["runs"])
+    assert (tmp_path / "quick" / "detections.png").is_file()
+    assert "beside labels" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_coco_is_one_command(emoji, tmp_path, processes):
+    folder = coco_folder(emoji, tmp_path / "coco")
+    launch = (
+        ["-m"]
+        if processes == 1
+        else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    )
+    command = [sys.executable, *launch, "benchmarks.detect", "--data", str(folder), "--steps", "2"]
+    command += ["--pair", "resnet50-mobilenet_v2", "--side", "64", "--out", str(tmp_path / "runs")]
+    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600)
+    results = json.loads((tmp_path / "runs" / "coco" / "detect.json").read_text())
+    assert results["pair"] == "resnet50-mobilenet_v2"
+    assert 0 <= results["runs"][0]["AP50"] <= 1
+
+
+def test_a_command_without_data_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        detect.main([])
+    assert "give --emoji, the folder of emoji-datasource-google, or --data" in capsys.readouterr().err
