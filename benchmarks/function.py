@@ -37,6 +37,7 @@ from .data import Data, batches, digits, few
 from .networks import accuracy, train
 from .photographs import mobilenet, photographs
 
+FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 DEPTH = 5
 RELATIVE = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
 """Lengths of a perturbation, as shares of the feature's own."""
@@ -364,6 +365,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("parts", nargs="*", help=f"which of {', '.join(PARTS)}; all by default")
     command.add_argument("--quick", action="store_true", help="little of everything")
     command.add_argument("--draw", action="store_true", help="only the figures, from what is there")
+    command.add_argument("--publish", action="store_true", help="draw into docs/figures too")
     command.add_argument("--out", type=Path, default=RESULTS / "function")
     options = command.parse_args(arguments)
     if unknown := [part for part in options.parts if part not in PARTS]:
@@ -376,7 +378,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows = list(PARTS[part](size, data))
             write({"size": size._asdict(), "environment": environment()}, rows, file)
         if part in figures.FIGURES:
-            figures.FIGURES[part](json.loads(file.read_text())["rows"], options.out / f"{part}.svg")
+            drawn = [options.out / f"{part}.svg"]
+            drawn += [FIGURES / f"function-{part}.svg"] * options.publish
+            for path in drawn:
+                figures.FIGURES[part](json.loads(file.read_text())["rows"], path)
         print(f"Written: {file}")
 
 

@@ -146,15 +146,15 @@ def crossed(rows: Rows, path: Path) -> None:
                         range(6),
                         [100 * run[name] for name in paths],
                         ".",
-                        ms=2.5,
+                        ms=4,
                         color=colour,
                         alpha=0.5,
                         mew=0,
                     )
             panel.set_xticks(range(6), paths, family="monospace", fontsize=7)
             panel.grid(axis="y", color="#eeeeee")
-        axes[0].set_title("the student's first stages, the teacher's rest")
-        axes[1].set_title("the teacher's first stages, the student's rest")
+        axes[0].set_title("student first, then the teacher", fontsize=8)
+        axes[1].set_title("teacher first, then the student", fontsize=8)
         axes[0].set_ylabel("accuracy, %")
         figure.legend(*axes[1].get_legend_handles_labels(), frameon=False, loc="outside right center")
         _saved(figures, figure, path)

@@ -167,9 +167,13 @@ def linearized(function: Function, loss: Loss = distance) -> Loss:
     `‖J · (B F_s − F_t)‖`; with `losses.squared_error` its mean square; with `losses.kl` and logits the
     divergence that the linearised layers see. As a term: `Term(linearized(f), "ss>t", "tt")`.
 
+    `torch.compile` takes it, but for functions with batch norm, whose forward derivative torch 2.13 cannot
+    trace: an error.
+
     Args:
-        function: What reads the feature: `tail("tt", "ttttt", ...)`. In train mode, batch norm couples the
-            examples, and each is then moved by all.
+        function: What reads the feature: `tail("tt", "ttttt", ...)`, of plain stages: one that is compiled is
+            refused, and the gradient of one that is checkpointed fails. In train mode, batch norm couples
+            the examples, and each is then moved by all.
         loss: `loss(prediction, target) -> Tensor` of what the function returns.
 
     Returns:
@@ -193,7 +197,7 @@ def _linearized(function: Function, loss: Loss, prediction: Any, target: Any, *o
     here, there = space_of("linearized", "prediction", prediction), space_of("linearized", "target", target)
     check_alike("linearized", "prediction", here, "target", there)
     steps = [own.to(other.dtype) - other for own, other in zip(varying(here), varying(there), strict=True)]
-    with _differentiable():
+    with _differentiable("linearized"):
         out, moved = _pushed("linearized", function, there, steps)
     arrived = [own + more for own, more in zip(varying(out), moved, strict=True)]
     base = [own.detach() for own in varying(out)]
@@ -291,7 +295,7 @@ def spectrum(
     iterations = check_integer("spectrum", "iterations", iterations, least=0)
     generator = torch.Generator().manual_seed(check_integer("spectrum", "seed", seed))
     space = space_of("spectrum", "feature", feature)
-    with _differentiable():
+    with _differentiable("spectrum"):
         push, pull, returned = _products(function, space)
         wide = rows_of(varying(space))
         most = min(wide.shape[1], returned)
@@ -387,7 +391,7 @@ def _accuracy(path: str, logits: Any, labels: Tensor) -> Tensor:
 
 
 @contextmanager
-def _differentiable() -> Iterator[None]:
+def _differentiable(name: str) -> Iterator[None]:
     """Attention by the formula: the fused kernels have no forward derivative, in torch 2.13 at least."""
     if torch.compiler.is_compiling():
         with sdpa_kernel(SDPBackend.MATH):
@@ -398,6 +402,13 @@ def _differentiable() -> Iterator[None]:
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
+    except Exception as error:
+        if type(error).__module__.startswith("torch._dynamo") or "saved tensor hooks" in str(error):
+            raise ValueError(
+                f"{name}: torch.func cannot differentiate the function. Give plain stages: neither compiled "
+                "nor checkpointed."
+            ) from error
+        raise
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 

@@ -566,6 +566,19 @@ def test_compiled_is_eager():
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize("transform", [fcfd.checkpointed, partial(fcfd.compiled, backend="eager")])
+def test_stages_that_cannot_be_differentiated_are_refused(transform):
+    net = fcfd.split([nn.Linear(3, 4), nn.Linear(4, 2)])
+    columns = {"t": transform(net.stages)}, {"t": fcfd.frozen(net.params)}, {"t": net.buffers}
+    function, feature = tail("t", "tt", *columns), torch.randn(2, 4)
+    with pytest.raises(ValueError, match="spectrum: torch.func cannot differentiate .* Give plain stages"):
+        spectrum(function, feature, count=2)
+    if transform is not fcfd.checkpointed:
+        with pytest.raises(ValueError, match="linearized: torch.func cannot differentiate .*Give plain"):
+            linearized(function)(feature + 1, feature)
+    torch.compiler.reset()
+
+
 def test_other_precisions_than_the_target_s():
     target = torch.randn(2, 3)
     prediction = (target + 1).bfloat16().requires_grad_()

@@ -12,14 +12,14 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from statistics import fmean, median
+from typing import Any, TypeAlias
 
 import torch
 
 import fcfd
 from benchmarks import accounting, cifar100, imagenet, losses, scaling, step
-from benchmarks.common import spread
+from benchmarks.common import mebibytes, spread
 from benchmarks.methods import METHODS
 from benchmarks.step import Setting
 from benchmarks.study import report as study
@@ -28,11 +28,16 @@ from fcfd.paths import bridged
 from fcfd.terms import Term, _multi_level
 from reference.catalogue import ROWS, Row, Size
 
+Rows: TypeAlias = list[dict[str, Any]]
+
 DOCS = Path(__file__).parents[1]
 RESULTS = DOCS.parent / "benchmarks" / "results"
 PAGES = [
     DOCS.parent / "README.md",
-    *(DOCS / f"{name}.md" for name in ("api/losses", "compile", "losses", "migrating", "published", "scale")),
+    *(
+        DOCS / f"{name}.md"
+        for name in ("api/losses", "compile", "function", "losses", "migrating", "published", "scale")
+    ),
     *sorted(DOCS.glob("recipes/*.md")),
 ]
 
@@ -83,6 +88,7 @@ def _filled(mark: re.Match[str]) -> str:
         "methods": _methods,
         "accounting": _accounting,
         "lines": _lines,
+        "function": _function,
     }
     if mark[2] == "members":
         lines = _members(mark[3])
@@ -328,6 +334,112 @@ def _rivals(name: str) -> list[tuple[str, ...]]:
             for total in totals
         ),
     ]
+
+
+def _anisotropy(rows: Rows) -> list[tuple[str, ...]]:
+    """Gains in units of that of a random direction, and what a step of a hundredth does: medians."""
+    head = ("network", "depth", "numbers", "gain of the first", "of the sixth", "of the bottom")
+    steps = ("top: logits move, %", "random", "bottom")
+    return [(*head, *steps), ("---", *("---:",) * 8), *map(_direction, rows)]
+
+
+def _direction(row: Mapping[str, Any]) -> tuple[str, ...]:
+    at = row["relative"].index(0.01)
+    firsts, sixths = ([gains[rank] for gains in row["gains"]] for rank in (0, -1))
+    gains = [
+        median(gain / random for gain, random in zip(own, row["random gain"], strict=True))
+        for own in (firsts, sixths, row["bottom gain"])
+    ]
+    moved = [f"{100 * median(row['moved'][way][at]):.2g}" for way in ("top", "random", "bottom")]
+    bottom = f"{gains[2]:.2f}" if gains[2] > 1e-6 else "0"
+    return (
+        row["network"],
+        str(row["depth"]),
+        f"{row['numbers']:,}",
+        f"{gains[0]:.1f}",
+        f"{gains[1]:.1f}",
+        bottom,
+        *moved,
+    )
+
+
+def _first_order(rows: Rows) -> list[tuple[str, ...]]:
+    """How well two distances of features tell that of the logits."""
+    head = (
+        "student learned by",
+        "path",
+        "features: rank correlation",
+        "first order: rank correlation",
+        "÷ true",
+    )
+    shares = [f"÷ true, at {share} of the step" for share in rows[0]["median ratio at a share of the step"]]
+    return [
+        (*head, *shares),
+        ("---", "---", *("---:",) * (3 + len(shares))),
+        *(
+            (
+                row["method"],
+                f"`{row['path']}`",
+                f"{row['rank correlation, feature distance']:.2f}",
+                f"{row['rank correlation, first order']:.2f}",
+                f"{row['median ratio']:.2f}",
+                *(f"{part:.2f}" for part in row["median ratio at a share of the step"].values()),
+            )
+            for row in rows
+        ),
+    ]
+
+
+def _crossed(rows: Rows) -> list[tuple[str, ...]]:
+    """Accuracy of every path by method."""
+    paths = sorted(rows[0]["accuracy"], key=lambda path: (path[0], path.count(path[0])), reverse=True)
+    paths = [path for path in paths if path != "ttttt"]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    return [
+        ("student learned by", *(f"`{path}`" for path in paths)),
+        ("---", *("---:",) * len(paths)),
+        *(
+            (
+                method,
+                *(
+                    spread([100 * row["accuracy"][path] for row in rows if row["method"] == method], ".1f")
+                    for path in paths
+                ),
+            )
+            for method in methods
+        ),
+    ]
+
+
+def _cost(rows: Rows) -> list[tuple[str, ...]]:
+    """What a loss between two features costs, forward and backward."""
+    head = ("loss", "time ÷ function", "peak MiB", "operations", "convolutions")
+    return [
+        head,
+        ("---", *("---:",) * 4),
+        *(
+            (
+                row["loss"],
+                f"{row['time to function']:.2g}",
+                mebibytes(row["peak"]),
+                str(row["operations"]),
+                str(row["convolutions"]),
+            )
+            for row in rows
+        ),
+    ]
+
+
+_FUNCTION: dict[str, Callable[[Rows], list[tuple[str, ...]]]] = {
+    "anisotropy": _anisotropy,
+    "first-order": _first_order,
+    "crossed": _crossed,
+    "cost": _cost,
+}
+
+
+def _function(part: str) -> list[tuple[str, ...]]:
+    return _FUNCTION[part](_published("function", part))
 
 
 def _published(benchmark: str, name: str) -> list[dict[str, Any]]:
