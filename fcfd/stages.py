@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ._text import check_mapping, check_plain, check_type, listing
 from ._tree import clone, shape
-from .copying.attributes import keep
-from .copying.copies import Copy, Places, adopt, call, pairs, places, skeleton
+from .copying.attributes import holds_tensors, keep, reached_from
+from .copying.copies import Copy, Places, adopt, at, call, pairs, places, skeleton
 from .copying.refusals import check
 from .copying.watching import vacate
 
@@ -72,15 +72,21 @@ def stage(module: nn.Module, prefix: str = "", *, protect: bool = True) -> Stage
 def whole(module: nn.Module, names: Places, *, protect: bool = True) -> Stage:
     """Make a stage of a module whose tensors have these names."""
     copied = skeleton(module)
+    aliases = at(copied, names)
     vacate(copied)
+    known = {id(tensor) for tensor in aliases.values()}
+    kept = tuple([keep(part, known=known) for part in copied.modules()])
+    reached = reached_from(kept)
     modes = tuple(pairs(copied, module).values())
     adopt(modes)  # here, so that a compiled stage does not find other flags in its second call
     own = Copy(
         module=copied,
         modes=modes,
-        kept=tuple(map(keep, copied.modules())),
+        kept=kept,
+        traced=tuple(filter(holds_tensors, kept)),
         places=names,
         recorded=False,
+        aliases={place: tensor for place, tensor in aliases.items() if id(tensor) in reached},
     )
     return partial(_run, own, protect)
 

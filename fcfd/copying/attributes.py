@@ -6,7 +6,7 @@ function, so every call finds what the first one found. What can be written in p
 
 import copy
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from enum import Enum
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_forward_hooks"}  # some models install hooks in forward
+_REGISTERED = ("_parameters", "_buffers", "_modules", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
 _CONTAINERS = (dict, list, set, deque, np.ndarray)
 _WRITTEN = (Tensor, *_CONTAINERS)
 _NO_OBJECTS = (
@@ -34,6 +35,7 @@ class Kept(NamedTuple):
     names: frozenset[str]  # of all attributes
     fixed: dict[str, Any]  # those that not every module has, and that no operation in place can change
     lent: dict[str, Any]  # those of which every call gets a copy
+    registered: dict[str, dict[str, Any]]  # its parameters, buffers, children and hooks
 
 
 class Seen(NamedTuple):
@@ -49,26 +51,53 @@ def plain(module: nn.Module) -> dict[str, Any]:
     return {key: value for key, value in vars(module).items() if key not in _OF_EVERY_MODULE}
 
 
-def keep(copied: nn.Module, *, objects: bool = False) -> Kept:
-    """What a module of a copy has now; with the objects among it, which may be large, only if asked."""
+def keep(copied: nn.Module, *, objects: bool = False, known: Container[int] = ()) -> Kept:
+    """What a module of a copy has now.
+
+    Args:
+        copied: The module.
+        objects: Whether every call gets copies of objects, too. They may be large.
+        known: The ids of tensors that every call fills: what leads to one is lent.
+    """
     own = plain(copied)
     hooks = own.pop("_forward_hooks")
-    lent = {key: value for key, value in own.items() if _changes(value, objects)}
+    lent = {key: value for key, value in own.items() if _changes(value, objects) or _leads(value, known)}
     fixed = {key: value for key, value in own.items() if key not in lent}
-    return Kept(copied, frozenset(vars(copied)), fixed | {"_forward_hooks": copy.copy(hooks)}, lent)
+    return Kept(
+        copied=copied,
+        names=frozenset(vars(copied)),
+        fixed=fixed | {"_forward_hooks": copy.copy(hooks)},
+        lent=lent,
+        registered={key: dict(value) for key, value in vars(copied).items() if key in _REGISTERED},
+    )
 
 
-def lend(kept: Iterable[Kept], traced: bool) -> None:
-    """Give the modules of a copy what a call may write to. What two of them share, they share."""
-    made: dict[int, Any] = {}
-    for copied, _, _, lent in kept:
+def _leads(value: Any, known: Container[int]) -> bool:
+    return _is_object(value) and any(id(one.thing) in known for one in _reached({"": value}))
+
+
+def lend(kept: Iterable[Kept], traced: bool, given: Mapping[int, Any]) -> None:
+    """Give the modules of a copy what a call may write to. What two of them share, they share.
+
+    Args:
+        kept: What the modules have.
+        traced: Whether `torch.compile` looks on.
+        given: What a call gives in place of some tensors, by id.
+    """
+    made: dict[int, Any] = {**given}
+    for copied, _, _, lent, _ in kept:
         for key, value in lent.items():
-            _set(copied, key, _fresh(value, made), traced)
+            if not traced:
+                vars(copied)[key] = _fresh(value, made)
+            elif isinstance(value, Tensor):
+                setattr(copied, key, value.clone())
+            elif isinstance(value, _CONTAINERS):
+                setattr(copied, key, copy.copy(value))
 
 
 def restore(kept: Iterable[Kept], traced: bool) -> None:
     """Put attributes back that a forward wrote, so that nothing stays alive and no call sees another's."""
-    for copied, names, fixed, lent in kept:
+    for copied, names, fixed, lent, _ in kept:
         own = vars(copied)
         if traced or own.keys() != names:
             for key in tuple(own):
@@ -81,15 +110,37 @@ def restore(kept: Iterable[Kept], traced: bool) -> None:
             elif traced or own.get(key) is not value:
                 setattr(copied, key, value)
         for key, value in lent.items():
-            _set(copied, key, value, traced)
+            if traced:
+                setattr(copied, key, value)
+            else:  # ten times as fast
+                own[key] = value
 
 
-def _set(copied: nn.Module, key: str, value: Any, traced: bool) -> None:
-    """Set an attribute; a trace follows `setattr` alone, which takes ten times as long."""
-    if traced:
-        setattr(copied, key, value)
-    else:
-        vars(copied)[key] = value
+def holds_tensors(kept: Kept) -> bool:
+    """Whether an attribute of a module is a tensor that a call could write to."""
+    return any(isinstance(value, Tensor) for value in kept.lent.values())
+
+
+def reached_from(kept: Iterable[Kept]) -> set[int]:
+    """The ids of everything that attributes lead to of which every call gets a copy."""
+    return {id(one.thing) for own in kept for one in _reached(own.lent)}
+
+
+def registers(kept: Kept) -> bool:
+    """Whether a forward registered or took out parameters, buffers, children or hooks."""
+    for key, before in kept.registered.items():
+        now = vars(kept.copied)[key]
+        if now.keys() != before.keys() or any(now[name] is not thing for name, thing in before.items()):
+            return True
+    return False
+
+
+def take_back(kept: Kept) -> None:
+    """Undo that."""
+    for key, before in kept.registered.items():
+        now = vars(kept.copied)[key]
+        now.clear()
+        now.update(before)
 
 
 def _changes(value: Any, objects: bool) -> bool:
@@ -133,8 +184,9 @@ def _fresh(value: Any, made: dict[int, Any]) -> Any:
 
 
 def seen(module: nn.Module) -> list[Seen]:
-    """Everything that can be reached from the plain attributes of a module, objects of it too."""
-    return _reached(plain(module))
+    """Everything that can be reached from the plain attributes of a module, and what it has registered."""
+    found = [Seen((kind, *vars(module)[kind]), None, 0) for kind in _REGISTERED]
+    return found + [Seen(*own, 0) for own in module._modules.items()] + _reached(plain(module))
 
 
 def seen_in_objects(kept: Iterable[Kept]) -> list[Seen]:
@@ -157,11 +209,12 @@ def _reached(start: Mapping[Any, Any]) -> list[Seen]:
         found.append(Seen(key, value, _version(value)))
         if id(value) not in known:
             known.add(id(value))
-            stack += _inside(value)
+            stack += inside(value)
     return found
 
 
-def _inside(value: Any) -> list[tuple[Any, Any]]:
+def inside(value: Any) -> list[tuple[Any, Any]]:
+    """What a container or an object holds, each with where."""
     if isinstance(value, dict):
         return [*value.items()]
     if isinstance(value, list | set | deque | tuple):

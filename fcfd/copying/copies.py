@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .._tree import TreeSpec, tensors as tensors_of
-from .attributes import Kept, differ, lend as lend_attributes, restore, seen_in_objects
+from .attributes import Kept, differ, lend as lend_attributes, registers, restore, seen_in_objects, take_back
 from .watching import unwritten
 
 _HOOKS = frozenset(key for key in vars(nn.Module()) if key.endswith("_hooks"))
 _LOCKS: WeakKeyDictionary[nn.Module, AbstractContextManager[Any]] = WeakKeyDictionary()
 _CALLED: WeakKeyDictionary[nn.Module, set[tuple[bool, ...]]] = WeakKeyDictionary()
 """In which modes a copy was called: the first call in each is watched."""
+_REGISTER: WeakKeyDictionary[nn.Module, list[Kept]] = WeakKeyDictionary()
+"""The modules of a copy of which a watched call saw that their forward registers parts."""
 
 
 class Pair(NamedTuple):
@@ -50,8 +52,10 @@ class Copy(NamedTuple):
     module: nn.Module
     modes: tuple[Pair, ...]  # modules that take train or eval from their originals when a call begins
     kept: tuple[Kept, ...]  # modules whose forward may write attributes
+    traced: tuple[Kept, ...]  # those of them that a trace looks after: all would be too many
     places: Places  # that every call fills
-    recorded: bool  # whether `kept` are the modules that do write; else they are all, too many for a trace
+    recorded: bool  # whether a recording saw it run; else the first call in each mode is watched
+    aliases: dict[str, Tensor]  # by place: what attributes hold that stands for the tensor there
 
 
 def replica(model: nn.Module, convert: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> nn.Module:
@@ -117,6 +121,15 @@ def places(module: nn.Module, within: nn.Module | None = None) -> Places:
     return found
 
 
+def at(module: nn.Module, places: Places) -> dict[str, Tensor]:
+    """The tensors that a module has in some places."""
+    found = {}
+    for place in (*places.params, *places.buffers):
+        owner, _, key = place.rpartition(".")
+        found[place] = getattr(module.get_submodule(owner), key)
+    return found
+
+
 def skeleton(model: nn.Module) -> nn.Module:
     """A replica without memory: its parameters and buffers are on `meta`.
 
@@ -168,18 +181,21 @@ def call(
         asleep: Modules that begin in eval: somebody wakes them on the way.
     """
     traced = torch.compiler.is_compiling()
-    kept = own.kept if own.recorded or not traced else ()
+    kept = own.traced if traced else own.kept
     with _alone(own.module):
         adopt(own.modes)
         for pair in asleep:
             pair.copied._awake = pair.original.training  # type: ignore[assignment]
             pair.copied.training = False
-        lend_attributes(kept, traced)
+        lend_attributes(kept, traced, {id(alias): tensors[place] for place, alias in own.aliases.items()})
         try:
             with nullcontext() if traced or own.recorded else _watched(own, tensors):
                 return functional_call(own.module, tensors, args, kwargs, tie_weights=False)
         finally:
             restore(kept, traced)
+            if not traced:
+                for one in own.kept if own.recorded else _REGISTER.get(own.module, ()):
+                    take_back(one)
 
 
 @contextmanager
@@ -190,8 +206,12 @@ def _watched(own: Copy, tensors: Mapping[str, Tensor]) -> Iterator[None]:
         yield
         return
     model, objects = own.modes[0].original, seen_in_objects(own.kept)
-    with unwritten([tensors[place] for place in own.places.params], writes("stage", model)):
-        yield
+    weights = [*(tensors[place] for place in own.places.params), *model.parameters()]
+    try:
+        with unwritten(weights, writes("stage", model)):
+            yield
+    finally:
+        _REGISTER.setdefault(own.module, []).extend(one for one in own.kept if registers(one))
     if differ(objects, seen_in_objects(own.kept)):
         raise ValueError(
             f"stage: the forward of {type(model).__name__} writes to an object that it holds, and a stage "

@@ -1,12 +1,20 @@
 """Modules that are refused, because no copy of them would do the same."""
 
+from collections.abc import Container, Iterable
+from contextlib import suppress
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
+from weakref import ref as weakref
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from .attributes import inside, plain
 from .copies import hooks
+
+_MOST = 10_000  # things that are looked at: a function may lead to half of the process
 
 
 def check(who: str, model: Any) -> None:
@@ -44,13 +52,16 @@ def check(who: str, model: Any) -> None:
             )
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"{who}: {where} is scripted and has no forward to run. Pass what was scripted.")
-        for held in (*vars(module).values(), *hooks(module)):
-            if not own.isdisjoint(_around(held)):
-                raise ValueError(
-                    f"{who}: {where} has a hook or an attribute, the function {held.__qualname__!r}, which "
-                    "reads a module of the model from around it. A copy would still read the model's own "
-                    "weights there. Make it a method, or let it use its arguments."
-                )
+        own_hooks = [
+            hook for hook in hooks(module) if not isinstance(getattr(hook, "__self__", None), nn.Module)
+        ]
+        foreign = _around(own_hooks, own, copied=False) or _around(plain(module).values(), own, copied=True)
+        if foreign is not None:
+            raise ValueError(
+                f"{who}: {where} has a hook or an attribute, {_called(foreign)}, which reads a module of the "
+                "model from around it. A copy would still read the model's own weights there. Make it a "
+                "method, or let it use its arguments."
+            )
 
 
 def said(thing: Any) -> str:
@@ -58,14 +69,46 @@ def said(thing: Any) -> str:
     return f"the class {thing.__name__}" if isinstance(thing, type) else f"a {type(thing).__name__}"
 
 
-def _around(function: Any) -> list[nn.Module]:
-    """The modules that a function reads from where it was defined."""
-    found = []
-    for cell in getattr(function, "__closure__", None) or ():
-        try:
-            held = cell.cell_contents
-        except ValueError:  # not filled yet
+def _called(thing: Any) -> str:
+    name = getattr(thing, "__qualname__", None)
+    return f"a {type(thing).__name__}" if name is None else f"the function {name!r}"
+
+
+def _around(things: Iterable[Any], own: Container[nn.Module], *, copied: bool) -> Any:
+    """What would go on reading a module of the model when a copy of it runs, or nothing.
+
+    A copy has copies of containers, objects, methods and partial functions, but not of functions and weak
+    references. Hooks are not copied at all.
+    """
+    stack, known = [(thing, thing, copied) for thing in things], set[int]()
+    while stack and len(known) < _MOST:
+        thing, begin, copied = stack.pop()
+        if isinstance(thing, nn.Module):
+            if not copied and thing in own:
+                return begin
             continue
-        if isinstance(held, nn.Module):
-            found.append(held)
-    return found
+        if id(thing) in known or isinstance(thing, type | ModuleType | Tensor):
+            continue
+        known.add(id(thing))
+        if isinstance(thing, FunctionType):
+            stack += [(inner, thing if copied else begin, False) for inner in _of_function(thing)]
+        elif isinstance(thing, weakref):
+            stack.append((thing(), thing if copied else begin, False))
+        elif isinstance(thing, MethodType):
+            stack += [(thing.__self__, begin, copied), (thing.__func__, begin, copied)]
+        elif isinstance(thing, partial):
+            stack += [(inner, begin, copied) for inner in (thing.func, *thing.args, *thing.keywords.values())]
+        else:
+            stack += [(inner, begin, copied) for _, inner in inside(thing)]
+    return None
+
+
+def _of_function(function: FunctionType) -> list[Any]:
+    """What a function reads from where it was defined: its closure, defaults, modules of its file."""
+    found: list[Any] = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # not filled yet
+            found.append(cell.cell_contents)
+    of_file = function.__globals__
+    named = [of_file[name] for name in function.__code__.co_names if name in of_file]
+    return found + [thing for thing in named if isinstance(thing, nn.Module)]

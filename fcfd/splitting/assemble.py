@@ -62,7 +62,7 @@ def make(model: nn.Module, recording: Recording, begin: Cut, end: Cut, context: 
     adopt(modes)  # here, so that a compiled stage does not find other flags in its second call
     writes, returns = _writes(recording, begin, end, set(filled.buffers.values()))
     return Piece(
-        copy=Copy(copied, modes, kept, filled, recorded=True),
+        copy=Copy(copied, modes, kept, kept, filled, recorded=True, aliases={}),
         asleep=asleep,
         begin=begins,
         ahead=ahead,

@@ -103,7 +103,7 @@ def _whole(twin: nn.Module, kept: Sequence[Kept], params: Params, buffers: Buffe
     own = {**params, **{name: tensor.clone() for name, tensor in buffers.items()}}
     names = places(twin)
     tensors = {place: own[name] for place, name in (names.params | names.buffers).items()}
-    lend(kept, traced=False)
+    lend(kept, traced=False, given={})
     try:
         y = logits(functional_call(twin, tensors, args, kwargs, tie_weights=False))
     finally:
