@@ -123,6 +123,7 @@ def bridge(
         check_type("bridge", name, sizes, (tuple, list), "the shape of a feature, as tuple(feature.shape)")
         for size in sizes:
             check_integer("bridge", f"a size of {name}", size, least=1)
+    check_type("bridge", "rectified", rectified, bool, "whether the target is taken after a ReLU")
     check_type("bridge", "layouts", layouts, (tuple, list), "a pair: (of the source, of the target)")
     ours, theirs = _side(tuple(source), layouts[0]), _side(tuple(target), layouts[1])
     parts: dict[str, nn.Module] = {}

@@ -317,9 +317,10 @@ def column_of(
     for key, module in built.items():
         path = path_of(name, int(key))
         if path in own:
-            stages[int(key)] = whole(module, places(module, within=built))
+            stages[int(key)] = whole(module, places(module, within=built), within=(built, f"{name}.{key}"))
         else:
-            run = stage(module, f"{key}.", protect=False)
+            names = places(module, within=built)
+            run = whole(module, names, protect=False, within=(built, f"{name}.{key}"))
             source, target = (tensors(values[feature])[0] for feature in _ends(path))
             stages[int(key)] = _fitted(run, source, target)
     return tuple(stages)

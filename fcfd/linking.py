@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ._text import check_mapping, check_type, listing, table
+from ._text import check_integer, check_mapping, check_type, listing, table
 from ._tree import map_tensors, shape, tensors
 from .bridging import Builder, build, by_builder, cast, column_of, entries_read, layouts_of, needed
 from .layouts import into_form
@@ -131,6 +131,10 @@ def link(
     networks, values = _alike(networks, example)
     count = len(networks[student].stages)
     if paths is None:
+        if check_integer("link", "first", first, least=1) >= max(count, 2):
+            raise ValueError(
+                f"link: first is {first}; networks of {count} stages have features at 1 to {count - 1}."
+            )
         between = (student + teacher, teacher + student)
         paths = crossings(count, between, first=first) + bridged(count, between[:1], first=first)
     paths = listed("link", paths)

@@ -321,7 +321,7 @@ def hybrid_assistant(
     The assistant is the student's first stages, a bridge, and the teacher's rest: the path `"sssTT"` in the
     table. `≺` reads "learns from"; each pair has two terms.
 
-    | pair | `ofa/…` on logits | `nce/…` on pooled last features |
+    | pair | `ofa/…` on logits | `nce/pooled/…` on pooled last features |
     |---|---|---|
     | assistant ≺ teacher | `sssTT` ← `TTTTT` | `sssT` ← `TTTT` |
     | student ≺ teacher | `sssss` ← `TTTTT` | `ssss>T` ← `TTTT` |
@@ -348,9 +348,9 @@ def hybrid_assistant(
         ofa/assistant ssstt ('ttttt', 'Labels')
         ofa/student sssss ('ttttt', 'Labels')
         ofa/student-assistant sssss ('ssstt', 'Labels')
-        nce/assistant ssst tttt
-        nce/student ssss>t tttt
-        nce/student-assistant ssss>t ssst
+        nce/pooled/assistant ssst tttt
+        nce/pooled/student ssss>t tttt
+        nce/pooled/student-assistant ssss>t ssst
 
     Reference:
         TAS, 2024, later Fuse Before Transfer, 2025. A reconstruction: the weights could not be read and are 1
@@ -371,9 +371,9 @@ def hybrid_assistant(
         "ofa/assistant": Term(match, assistant, (target, "Labels")),
         "ofa/student": Term(match, own, (target, "Labels")),
         "ofa/student-assistant": Term(match, own, (assistant, "Labels")),
-        "nce/assistant": Term(find, assistant[:-1], last),
-        "nce/student": Term(find, bridged, last),
-        "nce/student-assistant": Term(find, bridged, assistant[:-1]),
+        "nce/pooled/assistant": Term(find, assistant[:-1], last),
+        "nce/pooled/student": Term(find, bridged, last),
+        "nce/pooled/student-assistant": Term(find, bridged, assistant[:-1]),
     }
 
 

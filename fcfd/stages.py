@@ -58,6 +58,7 @@ def stage(module: nn.Module, prefix: str = "", *, protect: bool = True) -> Stage
     """
     check("stage", module)
     check_type("stage", "prefix", prefix, str, "what stands before the names in the dict, as 'layer1.'")
+    check_type("stage", "protect", protect, bool, "whether the module runs on a copy of its input")
     own = places(module)
     return whole(
         module,
@@ -69,15 +70,17 @@ def stage(module: nn.Module, prefix: str = "", *, protect: bool = True) -> Stage
     )
 
 
-def whole(module: nn.Module, names: Places, *, protect: bool = True) -> Stage:
-    """Make a stage of a module whose tensors have these names."""
+def whole(
+    module: nn.Module, names: Places, *, protect: bool = True, within: tuple[nn.Module, str] | None = None
+) -> Stage:
+    """Make a stage of a module whose tensors have these names, and of what it is a part, under which name."""
     copied = skeleton(module)
     aliases = at(copied, names)
     vacate(copied)
     known = {id(tensor) for tensor in aliases.values()}
     kept = tuple([keep(part, known=known) for part in copied.modules()])
     reached = reached_from(kept)
-    modes = tuple(pairs(copied, module).values())
+    modes = tuple(pairs(copied, module, within).values())
     adopt(modes)  # here, so that a compiled stage does not find other flags in its second call
     own = Copy(
         module=copied,

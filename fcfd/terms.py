@@ -199,6 +199,8 @@ def check_terms(function: str, terms: Any) -> dict[str, Term]:
         check_callable(function, f"the loss of term {name!r}", term.loss)
         for paths in (term.prediction, term.target):
             check_type(function, f"a path of term {name!r}", paths, (str, tuple), "a string or a tuple")
+            if paths == ():
+                raise ValueError(f"{function}: term {name!r} reads an empty tuple of paths; give one.")
     return dict(terms)
 
 

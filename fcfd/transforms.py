@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ._text import check_callable, check_type
+from ._text import check_callable, check_integer, check_type
 from ._tree import map_tensors
 from .layouts import Layout, into_form, is_formed, out_of_form
 from .stages import Buffers, Column, Params, Stage
@@ -159,6 +159,7 @@ def joined(stages: Column, ends: Sequence[int]) -> Column:
     """
     check_column("joined", stages)
     check_type("joined", "ends", ends, Sequence, "the depth at which each new stage ends")
+    ends = [check_integer("joined", "a depth of ends", end) for end in ends]
     whole = tuple(stage for stage in stages if stage is not None)
     if sorted({*ends} - {0}) != list(ends) or [*ends][-1:] != [len(whole)] or len(whole) < len(stages):
         raise ValueError(

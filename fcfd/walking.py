@@ -251,6 +251,9 @@ def merge_buffers(
     """
     check_mapping("merge_buffers", "buffers", buffers, "a dict by column")
     check_mapping("merge_buffers", "written", written, "what fcfd.walk returned as written")
+    for name, given in (("buffers", buffers), ("written", written)):
+        for key, own in given.items():
+            check_mapping("merge_buffers", f"{name}[{key!r}]", own, "a flat dict of tensors by name")
     merged = {column: dict(own) for column, own in buffers.items()}
     for path, own in written.items():
         sources, column, _ = step(path)
@@ -293,13 +296,14 @@ def _part(name: str, term: Term, values: Mapping[str, Any]) -> Tensor:
     targets = [detach(_value(name, path, values)) for path in path_names(term.target)]
     try:
         part = term.loss(*predictions, *_beside(predictions[0], targets))
-        if isinstance(part, Tensor):
+        if isinstance(part, Tensor) and part.is_floating_point() and part.numel():
             return part.mean()
     except Exception as error:
         said = f", {term.prediction!r} towards {term.target!r}{_several(predictions)}"
         _reraise(error, f"evaluate: term {name!r}", said)
+    found = f"{shapes(part)} of {part.dtype}" if isinstance(part, Tensor) else type(part).__name__
     raise ValueError(
-        f"evaluate: term {name!r}: its loss returned {type(part).__name__}, where one tensor is wanted."
+        f"evaluate: term {name!r}: its loss returned {found}, where one floating tensor is wanted."
     )
 
 

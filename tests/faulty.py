@@ -1,8 +1,10 @@
 """What the tests of faults share: small models with what goes wrong in practice, and checks."""
 
 import itertools
+import weakref
 from collections import UserDict, namedtuple
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -274,6 +276,141 @@ class Remembers(nn.Module):
             + self.object.calls
         )
         return self.layer(x) * (self.seen + self.tensors[0] + self.row[0] + count)
+
+
+REGISTERING = words("child swapped deleted buffer hook pre_hook")
+
+
+class Registers(nn.Module):
+    """A forward that registers parts of its module."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.layer, self.act, self.part = nn.Linear(6, 3), nn.Tanh(), part
+
+    def forward(self, x):
+        if self.part == "child":
+            self.extra = nn.ReLU()
+            return self.extra(self.layer(x))
+        if self.part == "deleted":
+            if hasattr(self, "act"):
+                x = self.act(x)
+                del self.act
+            return self.layer(x)
+        if self.part == "buffer":
+            if not hasattr(self, "count"):
+                self.register_buffer("count", torch.zeros(()))
+            self.count = self.count + 1
+            return self.layer(x) * self.count
+        if self.part == "hook":
+            self.layer.register_forward_hook(lambda *given: given[-1] * 2)
+        elif self.part == "pre_hook":
+            self.layer.register_forward_pre_hook(lambda _, args: (args[0] * 2,))
+        y = self.act(self.layer(x))
+        if self.part == "swapped":
+            self.act = nn.ReLU()
+        return y
+
+
+ALIASES = words("list tuple dict object")
+
+
+class Box:
+    """Holds a thing."""
+
+    def __init__(self, thing):
+        self.thing = thing
+
+
+class Holds(nn.Module):
+    """A module whose attributes hold its registered tensors."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.layer, self.norm = nn.Linear(6, 3), nn.BatchNorm1d(3)
+        tensors = [self.layer.weight, self.norm.running_mean]
+        self.held = {
+            "list": tensors,
+            "tuple": (*tensors, 3),
+            "dict": {"inner": tensors},
+            "object": Box(tensors),
+        }[how]
+        with torch.no_grad():
+            self.norm.bias.zero_()
+
+    def forward(self, x):
+        held = self.held.thing if isinstance(self.held, Box) else self.held
+        weight, mean = (held["inner"] if isinstance(held, dict) else held)[:2]
+        before = mean.clone()
+        y = x @ weight.T + self.layer.bias
+        return nn.functional.batch_norm(y, None, None, self.norm.weight, None, True) + before
+
+
+AROUND = (
+    *words("partial default keyword object method_of_an_object in_a_list"),
+    *words("nested weak a_dict_of_functions patched compiled"),
+)
+
+
+class Hook:
+    """A hook with a module of its own."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def __call__(self, module, args, output):
+        return output * self.module.weight.sum()
+
+    def method(self, module, args, output):
+        return output * self.module.weight.sum()
+
+
+def scaled_by(other, module, args, output):
+    return output * other.weight.sum()
+
+
+def reads_held(self, x):
+    """A forward that runs what its module holds."""
+    held = self.held.thing if isinstance(self.held, Box) else self.held
+    return (held[0] if isinstance(held, list) else held)(x)
+
+
+def reading_around(how):
+    """A model, a part of which reads another part in a way of which a copy knows nothing."""
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    first, second = model[0], model[1]
+
+    def scale():
+        return first.weight.sum()
+
+    hooks = {
+        "partial": lambda: partial(scaled_by, first),
+        "default": lambda: lambda module, args, output, own=model[0]: output * own.weight.sum(),
+        "object": lambda: Hook(model[0]),
+        "method_of_an_object": lambda: Hook(model[0]).method,
+        "nested": lambda: lambda module, args, output: output * scale(),
+    }
+    if how in hooks:
+        second.register_forward_hook(hooks[how]())
+    elif how == "keyword":
+
+        def hook(module, args, output, *, own=first):
+            return output * own.weight.sum()
+
+        second.register_forward_hook(hook)
+    elif how == "in_a_list":
+        held = [first]
+        second.register_forward_pre_hook(lambda module, args: (held[0](args[0]),))
+    elif how == "weak":
+        second.up = weakref.ref(first)
+    elif how == "a_dict_of_functions":
+        second.functions = {"first": lambda x: first(x)}
+    elif how == "patched":
+        before = second.forward
+        second.forward = lambda x: 2 * before(x)
+    else:
+        second.function = torch.compile(first.forward, backend="eager")
+    return model
 
 
 class Flips(nn.Module):

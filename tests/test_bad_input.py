@@ -20,6 +20,30 @@ from .nets import batch, pair
 from .purity import assert_unchanged, snapshot
 
 ROWS = r"""
+fcfd.merge_buffers({"s": {}}, {"s": None})
+    TypeError: merge_buffers: written['s'] is of type NoneType; give a flat dict of tensors by name.
+fcfd.merge_buffers({"s": None}, {})
+    TypeError: merge_buffers: buffers['s'] is of type NoneType; give a flat dict of tensors by name.
+fcfd.joined(cut["s"].stages, (1.0, 4))
+    TypeError: joined: a depth of ends 1.0 must be a whole number.
+fcfd.bridge((2, 3), (2, 3), rectified=None)
+    TypeError: bridge: rectified is of type NoneType; give whether the target is taken after a ReLU.
+fcfd.stage(nn.Linear(2, 2), protect="no")
+    TypeError: stage: protect is of type str; give whether the module runs on a copy of its input.
+fcfd.link(cut, example=images, first=4)
+    ValueError: link: first is 4; networks of 4 stages have features at 1 to 3.
+fcfd.link(cut, example=images, first=0)
+    ValueError: link: first 0 must be at least 1.
+fcfd.link(cut, example=images, first=None)
+    TypeError: link: first None must be a whole number.
+fcfd.evaluate({"a": Term(lambda x, y: x.argmax(1), "ssss", "tttt")}, {"ssss": z, "tttt": z})
+    ValueError: evaluate: term 'a': its loss returned
+fcfd.evaluate({"a": Term(lambda x, y: x[:0], "ssss", "tttt")}, {"ssss": z, "tttt": z})
+    ValueError: evaluate: term 'a': its loss returned [0,
+fcfd.evaluate({"a": Term(lambda x, y: x + 0j, "ssss", "tttt")}, {"ssss": z, "tttt": z})
+    ValueError: evaluate: term 'a': its loss returned
+fcfd.evaluate({"a": Term(losses.kl, (), "tttt")}, {"ssss": z, "tttt": z})
+    ValueError: evaluate: term 'a' reads an empty tuple of paths; give one.
 fcfd.step("")
     ValueError: step: the empty path is the batch; no step computes it.
 fcfd.step("ss>tt")

@@ -135,12 +135,14 @@ def registers(kept: Kept) -> bool:
     return False
 
 
-def take_back(kept: Kept) -> None:
-    """Undo that."""
-    for key, before in kept.registered.items():
-        now = vars(kept.copied)[key]
-        now.clear()
-        now.update(before)
+def take_back(kept: Iterable[Kept]) -> None:
+    """Undo what modules registered."""
+    for one in kept:
+        if registers(one):
+            for key, before in one.registered.items():
+                now = vars(one.copied)[key]
+                now.clear()
+                now.update(before)
 
 
 def _changes(value: Any, objects: bool) -> bool:

@@ -89,12 +89,16 @@ def hooks(module: nn.Module) -> list[Any]:
     return [hook for registry in registries for hook in registry.values()]
 
 
-def pairs(copied: nn.Module, model: nn.Module) -> dict[str, Pair]:
-    """Every module of a copy with its original, by name."""
-    found = {}
+def pairs(
+    copied: nn.Module, model: nn.Module, within: tuple[nn.Module, str] | None = None
+) -> dict[str, Pair]:
+    """Every module of a copy with its original, by name; and what the model is a part of, if anything."""
+    parent, own = within or (None, "")
+    found = {"": Pair(copied, model, parent, own)}
     for name, original in model.named_modules():
-        parent = model.get_submodule(name.rpartition(".")[0]) if name else None
-        found[name] = Pair(copied.get_submodule(name), original, parent, name)
+        if name:
+            parent = model.get_submodule(name.rpartition(".")[0])
+            found[name] = Pair(copied.get_submodule(name), original, parent, name)
     return found
 
 
@@ -194,8 +198,7 @@ def call(
         finally:
             restore(kept, traced)
             if not traced:
-                for one in own.kept if own.recorded else _REGISTER.get(own.module, ()):
-                    take_back(one)
+                take_back(own.kept if own.recorded else _REGISTER.get(own.module, ()))
 
 
 @contextmanager

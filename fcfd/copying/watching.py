@@ -8,9 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_COPIES = (Tensor.__deepcopy__, Tensor.__reduce_ex__)
-
-
 # Writing to weights
 
 
@@ -86,13 +83,27 @@ class Absent(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _COPIES or torch.compiler.is_compiling():  # a trace asks for its shape
+        if torch.compiler.is_compiling():  # a trace asks for its shape
             return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
         raise ValueError(
             "stage: the module reads its parameters when its call is over, and a stage has none then. Where "
             "it recomputes in the backward pass by itself (torch.utils.checkpoint), turn that off, and "
             "recompute the stage: fcfd.checkpointed."
         )
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return "Absent()"
+
+    def __deepcopy__(self, memo: Any) -> Tensor:
+        return absent()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return absent, ()
+
+
+def absent() -> Tensor:
+    """A new `Absent`."""
+    return torch.empty(0, device="meta").as_subclass(Absent)
 
 
 def vacate(copied: nn.Module) -> None:
@@ -101,4 +112,4 @@ def vacate(copied: nn.Module) -> None:
         for held in (module._parameters, module._buffers):
             for key, tensor in held.items():
                 if tensor is not None:
-                    held[key] = torch.empty(0, device="meta").as_subclass(Absent)  # type: ignore[assignment]
+                    held[key] = absent()  # type: ignore[assignment]

@@ -17,7 +17,7 @@ from .inject import Cut, Piece, run
 from .layouts import layout
 from .listing import by_hand
 from .network import Boundary, Network
-from .record import Batch, Output, Record, Recording, random_state_kept, record
+from .record import Batch, Output, Record, Recording, one_more, random_state_kept, record
 from .verify import proved, state_of
 
 _SIZES = (224, 256, 299, 384, 448, 512, 32, 28)  # of images that are tried where no example is given
@@ -111,7 +111,8 @@ def split(
         if _on_meta(model):
             said = "left out: the model is on meta"
         elif proof:
-            said = _proved(model, pieces, batch, example, exact)
+            several = one_more(batch) if recording.eval.examples == 1 else batch  # for norms in train
+            said = _proved(model, pieces, several, example, exact)
         else:
             said = "left out"
     if state_of(model) != before:

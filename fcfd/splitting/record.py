@@ -104,7 +104,7 @@ def record(twin: nn.Module, batch: Batch) -> Recording:
     on_meta = any(tensor.is_meta for tensor in twin.parameters())
     with torch.device("meta") if on_meta else nullcontext():
         in_eval = _record(twin.train().eval(), batch)
-        in_train = _record(twin.train(), _one_more(batch))
+        in_train = _record(twin.train(), one_more(batch))
         try:
             longer = _record(twin.train().eval(), _one_longer(batch)) if _tokens(batch) else None
         except Exception:  # whatever a model says to more tokens than it has places for
@@ -133,27 +133,33 @@ def _one_longer(batch: Batch) -> Batch:
     return map_tensors(longer, batch)
 
 
-def _one_more(batch: Batch) -> Batch:
+def one_more(batch: Batch) -> Batch:
     """The batch with its first example twice."""
-    if isinstance(batch, Mapping):
-        return dict(zip(batch, _one_more(tuple(batch.values())), strict=True))
-    if not isinstance(batch, tuple):
-        return _one_more((batch,))
-    examples = _examples(batch[0])
-    return tuple(_repeated(entry) if _examples(entry) == examples else entry for entry in batch)
+    args, kwargs = arguments(batch)
+    examples = _examples(next(iter((*args, *kwargs.values()))))
+    return _repeated(batch if isinstance(batch, tuple | Mapping) else (batch,), examples)
 
 
 def _examples(entry: Any) -> int | None:
     """How many examples an entry of a batch holds, if it holds any."""
+    if isinstance(entry, tuple | Mapping):
+        inner = map(_examples, entry.values() if isinstance(entry, Mapping) else entry)
+        return next((count for count in inner if count is not None), None)
     if isinstance(entry, list) or (isinstance(entry, Tensor) and entry.ndim > 0):
         return len(entry)
     return None
 
 
-def _repeated(entry: Any) -> Any:
-    if isinstance(entry, Tensor):
-        return torch.cat([entry, entry[:1]])
-    return entry if entry is None else entry + entry[:1]
+def _repeated(entry: Any, examples: int | None) -> Any:
+    """An entry with its first example twice; entries of other lengths as they are."""
+    if isinstance(entry, Mapping):
+        return {key: _repeated(value, examples) for key, value in entry.items()}
+    if isinstance(entry, tuple):
+        items = [_repeated(value, examples) for value in entry]
+        return type(entry)(*items) if hasattr(entry, "_fields") else tuple(items)
+    if examples is None or _examples(entry) != examples:
+        return [_repeated(value, examples) for value in entry] if isinstance(entry, list) else entry
+    return torch.cat([entry, entry[:1]]) if isinstance(entry, Tensor) else entry + entry[:1]
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._tree import clone, leaves
-from ..copying.attributes import Kept, keep, lend, restore
-from ..copying.copies import follow, hooks, places, skeleton
+from ..copying.attributes import Kept, keep, lend, restore, take_back
+from ..copying.copies import at, follow, hooks, places, skeleton
 from ..stages import Buffers, Params
 from .boundaries import BY_HAND
 from .inject import Piece, run
@@ -103,11 +103,12 @@ def _whole(twin: nn.Module, kept: Sequence[Kept], params: Params, buffers: Buffe
     own = {**params, **{name: tensor.clone() for name, tensor in buffers.items()}}
     names = places(twin)
     tensors = {place: own[name] for place, name in (names.params | names.buffers).items()}
-    lend(kept, traced=False, given={})
+    lend(kept, traced=False, given={id(held): tensors[place] for place, held in at(twin, names).items()})
     try:
         y = logits(functional_call(twin, tensors, args, kwargs, tie_weights=False))
     finally:
         restore(kept, traced=False)
+        take_back(kept)
     return _Run(y, {name: tensors[name] for name in buffers})
 
 
