@@ -562,10 +562,6 @@ fcfd.link(cut, example=images, student="t")
     ValueError: link: student and teacher are both 't'; link a network to another one.
 fcfd.link(cut, example=images, teacher="q")
     ValueError: link: there is no network 'q', only 't', 's'.
-fcfd.link(cut, example=images, first=0)
-    ValueError: crossings: first 0 must be at least 1.
-fcfd.link(cut, example=images, first=None)
-    TypeError: crossings: first None must be a whole number.
 fcfd.link(cut, example=images, paths="sstt")
     ValueError: link: paths is the string 'sstt'; give a tuple of paths: ('sstt',).
 fcfd.link(cut, example=images, paths=("ss>tt",))
