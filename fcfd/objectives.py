@@ -235,6 +235,10 @@ def _depth(function: str, stages: Mapping[str, Column], student: str, teacher: s
 
 def _check_roles(function: str, params: Mapping[str, Params], student: str, teacher: str) -> None:
     """Refuse a frozen student beside a teacher that is not: the roles are exchanged, nothing would learn."""
+    check_mapping(function, "params", params, "a dict by column: {'s': ..., 't': ...}")
+    for letter in (student, teacher):
+        own = params.get(letter, {})
+        check_mapping(function, f"params[{letter!r}]", own, "a flat dict of tensors by name")
     learns, teaches = (
         any(tensor.requires_grad for tensor in params.get(letter, {}).values())
         for letter in (student, teacher)

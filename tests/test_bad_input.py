@@ -28,7 +28,7 @@ fcfd.joined(cut["s"].stages, (1.0, 4))
     TypeError: joined: a depth of ends 1.0 must be a whole number.
 fcfd.bridge((2, 3), (2, 3), rectified=None)
     TypeError: bridge: rectified is of type NoneType; give whether the target is taken after a ReLU.
-fcfd.stage(nn.Linear(2, 2), protect="no")
+fcfd.stage(linear, protect="no")
     TypeError: stage: protect is of type str; give whether the module runs on a copy of its input.
 fcfd.link(cut, example=images, first=4)
     ValueError: link: first is 4; networks of 4 stages have features at 1 to 3.
@@ -513,7 +513,7 @@ losses.fcfd(None, None, None, images, labels, paths=())
 losses.fcfd(nets, nets.params, nets.buffers, images, labels, paths=())
     TypeError: fcfd: stages is of type Linked; give a dict of columns, as fcfd.link makes:
 losses.fcfd(nets.stages, None, nets.buffers, images, labels, paths=())
-    TypeError: walk: params is of type NoneType; give a dict by column: {'s': ..., 't': ...}.
+    TypeError: fcfd: params is of type NoneType; give a dict by column: {'s': ..., 't': ...}.
 losses.fcfd(nets.stages, student.state_dict(), nets.buffers, images, labels, paths=())
     ValueError: walk: path 's' needs params['s'], which is missing.
 losses.fcfd(shorter, nets.params, nets.buffers, images, labels, paths=())
