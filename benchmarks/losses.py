@@ -62,6 +62,7 @@ LOOPS = (
     "nst_poly",
     "inter_channel_correlation",
     "mlkd_class_corr",
+    "ikl",
 )
 """Naive formulas that loop over examples or pair all classes, measured at the first size only."""
 

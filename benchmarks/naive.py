@@ -4,6 +4,7 @@ Each takes the inputs of its catalogue row and returns a scalar. None is numeric
 """
 
 from itertools import pairwise
+from math import sqrt
 from typing import Any
 
 import torch
@@ -146,6 +147,118 @@ def inter_channel_correlation(prediction: Tensor, target: Tensor) -> Tensor:
     return torch.stack(losses).mean()
 
 
+def ikl(prediction: Tensor, target: Tensor) -> Tensor:
+    """As published, over all pairs of classes."""
+    weight = (target / 100).softmax(-1)
+    gap = prediction - target
+    pairs = (gap.unsqueeze(-1) - gap.unsqueeze(-2)).square()
+    variance = (weight.unsqueeze(-1) * weight.unsqueeze(-2) * pairs).sum((-1, -2)) / 4
+    return (variance - (target.softmax(-1) * prediction.softmax(-1).log()).sum(-1)).mean()
+
+
+def ab_divergence(prediction: Tensor, target: Tensor) -> Tensor:
+    p, q = target.softmax(-1), prediction.softmax(-1)
+    a, b = 0.2, 0.7
+    terms = p**a * q**b - a / (a + b) * p ** (a + b) - b / (a + b) * q ** (a + b)
+    return -terms.sum(-1).mean() / (a * b)
+
+
+def akl(prediction: Tensor, target: Tensor) -> Tensor:
+    p, q = target.softmax(-1), prediction.softmax(-1)
+    falling, order = p.sort(-1, descending=True)
+    head = falling.cumsum(-1) <= 0.5
+    head[..., 0] = True
+    gap = (falling - q.detach().gather(-1, order)).abs()
+    in_head, in_rest = (gap * head).sum(-1), (gap * ~head).sum(-1)
+    forward, backward = (p * (p / q).log()).sum(-1), (q * (q / p).log()).sum(-1)
+    return ((in_head * forward + in_rest * backward) / (in_head + in_rest)).mean()
+
+
+def alpha_mixture(prediction: Tensor, target: Tensor) -> Tensor:
+    p, q = target.softmax(-1), prediction.softmax(-1)
+    mean = (0.5 * p**0.25 + 0.5 * q**0.25) ** 4
+    return (mean / mean.sum(-1, keepdim=True)).log().mean()
+
+
+def taid(prediction: Tensor, target: Tensor) -> Tensor:
+    r = (0.6 * prediction.detach() + 0.4 * target).softmax(-1)
+    return -(r * prediction.log_softmax(-1)).sum(-1).mean()
+
+
+def rld(prediction: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+    y = labels.unsqueeze(-1)
+    highest, own = target.softmax(-1).amax(-1), prediction.softmax(-1).gather(-1, y).squeeze(-1)
+    label = highest * (highest / own).log() + (1 - highest) * ((1 - highest) / (1 - own)).log()
+    left_out = target >= target.gather(-1, y)
+    s, t = ((z / 4).masked_fill(left_out, -1e9).log_softmax(-1) for z in (prediction, target))
+    return (label + 8 * 16 * (t.exp() * (t - s)).sum(-1)).mean()
+
+
+def gdkd(prediction: Tensor, target: Tensor) -> Tensor:
+    first = torch.zeros_like(target).scatter(-1, target.topk(2).indices, 1.0)
+    p, q = (target / 4).softmax(-1), (prediction / 4).softmax(-1)
+    loss = prediction.new_zeros(len(prediction))
+    for group in (first, 1 - first):
+        a, b = (p * group).sum(-1), (q * group).sum(-1)
+        loss = loss + a * (a / b).log()
+    for group, weight in ((first, 1.0), (1 - first, 8.0)):
+        s, t = ((z / 4 - 1000 * (1 - group)).log_softmax(-1) for z in (prediction, target))
+        loss = loss + weight * (t.exp() * (t - s)).sum(-1)
+    return 16 * loss.mean()
+
+
+def topk_kl(prediction: Tensor, ids: Tensor, log_probabilities: Tensor) -> Tensor:
+    p, q = log_probabilities.exp(), prediction.log_softmax(-1).gather(-1, ids).exp()
+    p, q = (torch.cat((x, 1 - x.sum(-1, keepdim=True)), -1) for x in (p, q))
+    return (p * (p / q).log()).sum(-1).mean()
+
+
+def topk_reverse_kl(prediction: Tensor, ids: Tensor, log_probabilities: Tensor) -> Tensor:
+    p, q = log_probabilities.exp(), prediction.log_softmax(-1).gather(-1, ids).exp()
+    p, q = (torch.cat((x, 1 - x.sum(-1, keepdim=True)), -1) for x in (p, q))
+    return (q * (q / p).log()).sum(-1).mean()
+
+
+def sampled_kl(prediction: Tensor, ids: Tensor, log_probabilities: Tensor) -> Tensor:
+    return (log_probabilities - prediction.log_softmax(-1).gather(-1, ids)).mean(-1).mean()
+
+
+def uld(prediction: Tensor, target: Tensor) -> Tensor:
+    p, q = (z.softmax(-1).sort(-1, descending=True).values for z in (target, prediction))
+    return (p - q).abs().sum(-1).mean()
+
+
+def gram(prediction: Tensor, target: Tensor) -> Tensor:
+    s, t = (F.normalize(x, dim=-1) for x in (prediction, target))
+    return (s @ s.mT - t @ t.mT).square().mean()
+
+
+def patch_similarity_kl(prediction: Tensor, target: Tensor) -> Tensor:
+    s, t = (F.normalize(x, dim=-1) for x in (prediction, target))
+    q, p = ((x @ x.mT / 0.07).softmax(-1) for x in (s, t))
+    return (p * (p / q).log()).sum(-1).mean()
+
+
+def similarity_kl(prediction: Tensor, target: Tensor, bank: Tensor) -> Tensor:
+    s, t, b = (F.normalize(x, dim=-1) for x in (prediction, target, bank))
+    q, p = ((x @ b.mT / 0.07).softmax(-1) for x in (s, t))
+    return (p * (p / q).log()).sum(-1).mean()
+
+
+def relation_kl(prediction: Tensor, target: Tensor) -> Tensor:
+    q, p = ((x @ x.mT / sqrt(x.shape[-1])).softmax(-1) for x in (prediction, target))
+    return (p * (p / q).log()).sum(-1).mean()
+
+
+def tinybert_attention(prediction: Tensor, target: Tensor) -> Tensor:
+    s, t = (torch.where(x <= -100, torch.zeros_like(x), x) for x in (prediction, target))
+    return F.mse_loss(s, t)
+
+
+def vkd(prediction: Tensor, target: Tensor) -> Tensor:
+    return F.smooth_l1_loss(prediction, F.layer_norm(target, target.shape[-1:]))
+
+
 NAIVE = {
     function.__name__: function
     for function in (
@@ -164,5 +277,22 @@ NAIVE = {
         cc_adjacent,
         nst_poly,
         inter_channel_correlation,
+        ikl,
+        ab_divergence,
+        akl,
+        alpha_mixture,
+        taid,
+        rld,
+        gdkd,
+        topk_kl,
+        topk_reverse_kl,
+        sampled_kl,
+        uld,
+        gram,
+        patch_similarity_kl,
+        similarity_kl,
+        relation_kl,
+        tinybert_attention,
+        vkd,
     )
 }

@@ -1,12 +1,14 @@
 """Recipes: each published method's terms against the same method written out by hand on the same networks."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
 
 import fcfd
 from fcfd import recipes
-from fcfd.bridges import MaskedMix, MatchStatistics
+from fcfd.bridges import MaskedMix, MatchStatistics, identity
 from fcfd.losses import cross_entropy, info_nce, kl, ofa, squared_error
 
 from .nets import batch, stages
@@ -200,3 +202,46 @@ def test_every_recipe_runs_in_one_graph(terms):
     torch.testing.assert_close(
         compiled(nets.params, nets.buffers, values), run(nets.params, nets.buffers, values)
     )
+
+
+# Block by block: what docs/recipes/blocks.md writes as dicts
+
+
+def _same_architecture(depth=3):
+    torch.manual_seed(0)
+    modules = {
+        letter: [nn.Sequential(nn.Linear(5, 5), nn.Tanh()).double() for _ in range(depth)] for letter in "ts"
+    }
+    networks = {letter: fcfd.split(blocks) for letter, blocks in modules.items()}
+    x = torch.randn(4, 5, dtype=torch.float64)
+    paths = fcfd.bridged(depth, ("st", "ts"))
+    return modules, fcfd.link(networks, example=x, paths=paths, bridges=identity), x
+
+
+def _by_hand(modules, route, x):
+    for at, letter in enumerate(route):
+        x = modules[letter][at](x)
+    return x
+
+
+def test_hybrids_of_one_architecture_are_compositions_of_their_blocks():
+    modules, nets, x = _same_architecture()
+    routes = ["".join(letters) for letters in itertools.product("st", repeat=3)]
+    values, _ = fcfd.walk(fcfd.plan(routes), *nets.columns, {"": x})
+    for route in routes:
+        torch.testing.assert_close(values[route], _by_hand(modules, route, x), rtol=0, atol=0)
+
+
+def test_on_the_teachers_inputs_every_block_learns_by_itself():
+    modules, nets, x = _same_architecture()
+    terms = {f"layer/{i + 1}": fcfd.Term(squared_error, "t" * i + "s>t", "t" * (i + 1)) for i in range(2)}
+    _, aux = fcfd.objective(terms, *nets.columns, {"": x})
+    for at, part in enumerate(aux.parts.values()):
+        inputs = _by_hand(modules, "t" * at, x)
+        wanted = (modules["s"][at](inputs) - modules["t"][at](inputs)).square().mean()
+        torch.testing.assert_close(part, wanted)
+        for place, block in enumerate(modules["s"]):
+            found = torch.autograd.grad(
+                part, [*block.parameters()], retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            assert any(gradient.abs().max() > 0 for gradient in found) == (place == at)

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import torch
 
 import fcfd
-from benchmarks import accounting, cifar100, imagenet, losses, scaling, step
+from benchmarks import accounting, cifar100, imagenet, losses, quantised, scaling, step
 from benchmarks.common import mebibytes, spread
 from benchmarks.methods import METHODS
 from benchmarks.step import Setting
@@ -73,6 +73,7 @@ def _filled(mark: re.Match[str]) -> str:
     kinds = {
         "losses": _losses,
         "index": _index,
+        "quantised": _quantised,
         "terms": _terms,
         "results": _results,
         "study": study.study_rows,
@@ -250,6 +251,13 @@ def _results(name: str) -> list[tuple[str, ...]]:
         accuracy = spread([100 * run["accuracy"] for run in own], ".1f")
         rows.append((method, accuracy, spread([fmean(run["distance"].values()) for run in own], ".3f")))
     return rows
+
+
+def _quantised(name: str) -> list[tuple[str, ...]]:
+    """Accuracy and divergence of networks of few bits, mean ± deviation over seeds."""
+    rows = json.loads((RESULTS / f"quantised-{name}.json").read_text())["rows"]
+    head = ("bits", "student learns by", "accuracy, %", "divergence, nats")
+    return [head, ("---:", "---", "---:", "---:"), *quantised.summary(rows)]
 
 
 def _step(name: str) -> list[tuple[str, ...]]:

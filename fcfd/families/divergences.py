@@ -21,6 +21,9 @@ from ._checks import (
 )
 from ._numerics import crossed, distributions, divergence, lifted, reverse_divergence, scaled
 
+_FAR = 0.05
+"""From here on, the digits that the formula of the α-β divergence loses near its limits are few."""
+
 _SHARE = {"least": 0.0, "most": 1.0}
 
 # With a variance in place of a divergence
@@ -189,6 +192,11 @@ def ab_divergence(
     check_plain(name, "alpha", alpha)
     check_plain(name, "beta", beta)
     log_p, log_q = _log_probabilities(name, prediction, target, temperature)
+    if alpha > _FAR and beta > _FAR:
+        total = alpha + beta
+        both = (alpha * log_p + beta * log_q).exp().sum(-1)
+        p, q = ((total * log).exp().sum(-1) for log in (log_p, log_q))
+        return (alpha / total * p + beta / total * q - both) / (alpha * beta)
     excluded = (log_p == -inf) & (log_q == -inf)
     log_p, log_q = (torch.where(excluded, 0.0, log) for log in (log_p, log_q))
     if alpha == 0 and beta == 0:
@@ -339,9 +347,13 @@ def taid(prediction: Tensor, target: Tensor, *, share: float | Tensor = 0.4) -> 
         Checked against `TAID.compute_loss` of SakanaAI/TAID. No deviation.
     """
     name = "taid"
-    log_p, log_q = _log_probabilities(name, prediction, target, 1.0)
+    student, teacher = logit_pair(name, prediction, target)
     weight = per_example(name, share, "share", _SHARE, prediction=prediction)
-    return crossed(_geometric(log_p, log_q.detach(), weight).exp(), log_q)
+    log_q = F.log_softmax(student, dim=-1)
+    if isinstance(weight, Tensor) or weight in (0, 1):
+        return crossed(_geometric(F.log_softmax(teacher, dim=-1), log_q.detach(), weight).exp(), log_q)
+    mixed = weight * teacher + (1 - weight) * student.detach()
+    return crossed(F.softmax(mixed, dim=-1), log_q)
 
 
 # What they share

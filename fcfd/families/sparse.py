@@ -33,11 +33,14 @@ from ._checks import check_one_device, check_same_shape, class_logits, floats, i
 from ._numerics import (
     divergence,
     jensen_shannon,
+    label_errors,
     lifted,
     log_remainder,
-    log_sum,
     reverse_divergence,
 )
+
+_LOWEST = -1e30
+"""A finite logit of what is not there: where nothing else is, the gradient of −∞ would be NaN."""
 
 TAILS = ("bucket", "renormalize", "zero", "drop")
 
@@ -225,7 +228,7 @@ def sampled_kl(
         weight = (log_p - log_pi).exp() / log_p.shape[-1]
     if self_normalized:
         weight = weight / weight.sum(-1, keepdim=True)
-    log_q = student.gather(-1, at) - student.logsumexp(-1, keepdim=True)
+    log_q = F.log_softmax(student, dim=-1).gather(-1, at)
     return (weight * torch.where(log_p == -inf, 0.0, log_p - log_q)).sum(-1)
 
 
@@ -270,15 +273,27 @@ def _bins(
     if tail == "renormalize":
         return F.log_softmax(log_p, dim=-1), F.log_softmax(own, dim=-1)
     if tail == "drop":
-        return log_p, own - student.logsumexp(-1, keepdim=True)
+        return log_p, _among_all(student, at, log_p)
     if tail == "zero":
-        return F.log_softmax(log_p, dim=-1), own - student.logsumexp(-1, keepdim=True)
-    # Of the classes themselves: one minus a sum near one has no digits left.
-    others = student.scatter(-1, at, torch.where(log_p == -inf, picked, -inf))
-    log_q = F.log_softmax(torch.cat((own, log_sum(others)), dim=-1), dim=-1)
+        return F.log_softmax(log_p, dim=-1), _among_all(student, at, log_p)
+    log_q = F.log_softmax(torch.cat((own, _log_rest(student, at, picked, log_p)), dim=-1), dim=-1)
     nothing = torch.full_like(log_p[..., :1], -inf)
     rest_p = nothing if listed == classes else log_remainder(log_p)
     return _raised(torch.cat((log_p, rest_p), dim=-1), floor), _raised(log_q, floor)
+
+
+def _among_all(student: Tensor, at: Tensor, log_p: Tensor) -> Tensor:
+    """The student's log-probabilities of the bins, among all classes."""
+    return torch.where(log_p == -inf, -inf, F.log_softmax(student, dim=-1).gather(-1, at))
+
+
+def _log_rest(student: Tensor, at: Tensor, picked: Tensor, log_p: Tensor) -> Tensor:
+    """log Σ exp of the logits that are not listed: one minus a sum near one would have no digits left."""
+    others = student.scatter(-1, at, torch.where(log_p == -inf, picked, _LOWEST))
+    highest, where = others.max(-1)
+    # The fused cross-entropy is log Σ exp less one logit, in fewer passes than torch's logsumexp.
+    log_rest = label_errors(others, where) + highest
+    return torch.where(log_rest < 0.1 * _LOWEST, -inf, log_rest).unsqueeze(-1)
 
 
 def _raised(log_bins: Tensor, floor: float) -> Tensor:

@@ -96,7 +96,7 @@ def patch_similarity_kl(prediction: Tensor, target: Tensor, *, temperature: floa
     check_number(name, "temperature", temperature, above=0)
     student, teacher = map(safe_normalize, _pair(name, prediction, target))
     with exact(prediction):
-        scores = [x @ x.mT / temperature for x in (teacher, student)]
+        scores = [x / temperature @ x.mT for x in (teacher, student)]
     return mean_by_example(divergence(*(F.log_softmax(x, dim=-1) for x in scores)))
 
 
@@ -156,11 +156,14 @@ def relation_kl(
             _keys(name, "prediction", prediction, "prediction_keys", prediction_keys),
             _keys(name, "target", target, "target_keys", target_keys),
         ]
-    kept = _kept(name, prediction, mask)
+    kept = None if mask is None else _kept(name, prediction, mask)
     student, teacher, *keys = lifted(student, teacher, *keys)
     log_q = _relations(name, "prediction", student, keys[0], heads, kept)
     log_p = _relations(name, "target", teacher, keys[1], heads, kept)
-    errors = torch.where(kept.unsqueeze(1), divergence(log_p, log_q), 0.0)
+    errors = divergence(log_p, log_q)
+    if kept is None:
+        return mean_by_example(errors)
+    errors = torch.where(kept.unsqueeze(1), errors, 0.0)
     return errors.sum((1, 2)) / (heads * kept.sum(1).clamp(min=1))
 
 
@@ -213,10 +216,8 @@ def _keys(function: str, name: str, queries: Tensor, key: str, keys: Tensor) -> 
     return checked
 
 
-def _kept(function: str, prediction: Tensor, mask: Tensor | None) -> Tensor:
+def _kept(function: str, prediction: Tensor, mask: Tensor) -> Tensor:
     """Which tokens are no padding, `[batch, tokens]`."""
-    if mask is None:
-        return torch.ones(prediction.shape[:2], dtype=torch.bool, device=prediction.device)
     check_tensor(function, "mask", mask)
     if mask.is_complex():
         raise TypeError(f"{function}: mask {shape(mask)} of {mask.dtype} must be bool, or 0 and 1.")
@@ -229,13 +230,18 @@ def _kept(function: str, prediction: Tensor, mask: Tensor | None) -> Tensor:
     return mask != 0
 
 
-def _relations(function: str, name: str, queries: Tensor, keys: Tensor, heads: int, kept: Tensor) -> Tensor:
+def _relations(
+    function: str, name: str, queries: Tensor, keys: Tensor, heads: int, kept: Tensor | None
+) -> Tensor:
     """Log-probabilities `[batch, heads, tokens, tokens]` with which tokens attend to those that are kept."""
     if queries.shape[-1] % heads:
         raise ValueError(f"{function}: heads {heads} must divide the width of {name} {shape(queries)}.")
-    padding = ~kept.unsqueeze(-1)
-    q, k = (x.masked_fill(padding, 0.0).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (queries, keys))
+    if kept is not None:  # what is padding may be NaN, of which a product with 0 is no 0
+        queries, keys = (x.masked_fill(~kept.unsqueeze(-1), 0.0) for x in (queries, keys))
+    q, k = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (queries, keys))
     with exact(queries):
-        scores = q @ k.mT / q.shape[-1] ** 0.5
-    none = ~kept.any(1)[:, None, None, None]
-    return F.log_softmax(torch.where(kept[:, None, None] | none, scores, -inf), dim=-1)
+        scores = q / q.shape[-1] ** 0.5 @ k.mT
+    if kept is not None:
+        counted = kept | ~kept.any(1, keepdim=True)
+        scores = torch.where(counted[:, None, None], scores, -inf)
+    return F.log_softmax(scores, dim=-1)

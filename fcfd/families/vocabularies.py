@@ -12,7 +12,15 @@ from torch.nn import functional as F
 
 from .._text import check_number, check_plain
 from .._tree import shape
-from ._checks import check_classes, check_one_device, check_same_shape, floats, indices, per_example
+from ._checks import (
+    check_classes,
+    check_one_device,
+    check_same_shape,
+    floats,
+    indices,
+    is_integer,
+    per_example,
+)
 from ._numerics import jensen_shannon, scaled
 
 
@@ -79,7 +87,7 @@ def uld_hybrid(
     Args:
         prediction: Student logits `[..., classes]`.
         target: Teacher logits `[..., other classes]` of the same tokens.
-        matched: Ids `[m]` of the student that have a partner; no id twice.
+        matched: Ids `[m]` of the student that have a partner; no id twice, and perhaps none at all.
         target_matched: Their partners in the teacher, `[m]`.
         beta: β in [0, 1], as in `jsd`; published 0.5.
         weight: w; by default the teacher's share of matched ids, m / its classes, as published.
@@ -154,9 +162,14 @@ def _probabilities(
 
 
 def _ids(function: str, name: str, ids: Tensor, prediction: Tensor) -> Tensor:
-    found = indices(function, "matched", **{name: ids})
+    """Ids `[m]`, of which there may be none."""
+    found = indices(function, "matched", **{name: ids}) if _counts(ids) else ids.long()
     check_one_device(function, prediction=prediction, **{name: ids})
     return found
+
+
+def _counts(ids: Tensor) -> bool:
+    return not (isinstance(ids, Tensor) and ids.shape == (0,) and is_integer(ids))
 
 
 def _ranked_distance(p: Tensor, q: Tensor) -> Tensor:

@@ -86,3 +86,9 @@ def test_errors_name_both_lists() -> None:
         ValueError, match=r"prediction \[3, 4\] and target \[2, 6\] must have the same tokens"
     ):
         v.uld(student, teacher[:2])
+
+
+def test_without_partners_all_is_compared_by_rank() -> None:
+    student, teacher = draw((3, 4, 6, 0))
+    none = torch.empty(0, dtype=torch.long)
+    same(v.uld_hybrid(student, teacher, none, none), v.uld(student, teacher))

@@ -34,17 +34,27 @@ def ab_divergence(x: Inputs, h: Hyper) -> Tensor:
 def ab_published(x: Inputs, h: Hyper) -> Tensor:
     """Its limits of one parameter lack a factor, and classes that either network excludes are dropped."""
     a, b = h["alpha"], h["beta"]
-    scale = 1.0
-    if 0 in (a, b, a + b) and (a, b) != (0, 0):
-        scale = a or b
-    missing = torch.zeros(x["student"].shape[:-1], dtype=x["student"].dtype)
-    p, q = ((x[name] / h.get("T", 1.0)).softmax(-1) for name in ("teacher", "student"))
-    for mass, other, own in ((p, q, a), (q, p, b)):
-        only = (mass == 0) & (other > 0)
-        if only.any():
-            missing = missing + torch.where(only, other, 0.0).pow(a + b).mul(only).sum(-1) / (own * (a + b))
-    values = d.ab_divergence(*pair(x), alpha=a, beta=b, temperature=h.get("T", 1.0))
-    return kept_mean((values - missing) * scale, x)
+    scale = (a or b) if 0 in (a, b, a + b) and (a, b) != (0, 0) else 1.0
+    if not any(x[name].isinf().any() for name in ("teacher", "student")):
+        return scale * ab_divergence(x, h)
+    u, v = ((x[name] / h.get("T", 1.0)).log_softmax(-1) for name in ("teacher", "student"))
+    kept = u.isfinite() & v.isfinite()
+    u, v = torch.where(kept, u, 0.0), torch.where(kept, v, 0.0)
+    return kept_mean(torch.where(kept, scale * integrand(u, v, a, b), 0.0).sum(-1), x)
+
+
+def integrand(u: Tensor, v: Tensor, a: float, b: float) -> Tensor:
+    """What the formula sums, by the logarithms of both probabilities, class by class."""
+    if a == b == 0:
+        return 0.5 * (v - u).square()
+    if b == 0:
+        return (a * (a * u).exp() * (u - v) - (a * u).exp() + (a * v).exp()) / a**2
+    if a == 0:
+        return integrand(v, u, b, a)
+    if a + b == 0:
+        return (a * (v - u) + (a * (u - v)).exp() - 1) / a**2
+    s = a + b
+    return -((a * u + b * v).exp() - a / s * (s * u).exp() - b / s * (s * v).exp()) / (a * b)
 
 
 def alpha_mixture(x: Inputs, h: Hyper, highest: float = inf) -> Tensor:
@@ -68,7 +78,7 @@ def taid_schedule(x: Inputs, h: Hyper) -> dict[str, Tensor]:
             state, loss, step, steps=total, start=start, end=end, rate=h["eta"], decay=h["decay"]
         )
         if h.get("linear") and not first:
-            state = state._replace(share=schedules.linear(step, steps=total, start=start, end=end))
+            state = state._replace(share=start + (end - start) * step / total)
         trace.append(state.share)
     outputs = {"value": trace[-1], "trace": trace, "momentum": state.momentum}
     return {name: torch.tensor(value, dtype=torch.float64) for name, value in outputs.items()}

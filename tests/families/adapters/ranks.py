@@ -25,8 +25,8 @@ def rld(x: Inputs, h: Hyper) -> Tensor:
 
 
 def gdkd(x: Inputs, h: Hyper) -> Tensor:
-    reverse = {"forward": 0.0, "reverse": 1.0, "both": 0.5}[h["kl_type"]]
-    given = {key: h[key] for key in ("k", "strategy", "w0", "w1", "w2")}
+    reverse = {"forward": 0.0, "reverse": 1.0, "both": 0.5}[h.get("kl_type", "forward")]
+    given = {key: h[key] for key in ("k", "strategy", "w0", "w1", "w2") if key in h}
     return ranks.gdkd(*pair(x), temperature=h["T"], reverse=reverse, **given).mean()
 
 

@@ -39,7 +39,7 @@ def of_topk(loss: Callable[..., Tensor], floor: float) -> Callable[[Inputs, Hype
 def sampled_kl(x: Inputs, h: Hyper) -> Tensor:
     log_p = x["teacher"].log_softmax(-1).gather(-1, x["ids"])
     uniform = torch.full_like(log_p, -log(x["teacher"].shape[-1]))
-    proposal = {"teacher": log_p, "uniform": uniform}[h["proposal"]]
+    proposal = {"teacher": None, "uniform": uniform}[h["proposal"]]
     values = sparse.sampled_kl(
         x["student"], x["ids"], log_p, log_proposal=proposal, self_normalized=h["self_normalized"]
     )
