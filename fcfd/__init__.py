@@ -39,7 +39,12 @@ from .terms import (
     replaced as replaced,
     scaled as scaled,
 )
-from .transforms import checkpointed as checkpointed, compiled as compiled, joined as joined
+from .transforms import (
+    checkpointed as checkpointed,
+    compiled as compiled,
+    joined as joined,
+    lean as lean,
+)
 from .walking import (
     Aux as Aux,
     Columns as Columns,

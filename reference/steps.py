@@ -1,6 +1,7 @@
 """The training steps whose values the authors' code gave, as this library takes them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 import fcfd
 from fcfd import losses
+from fcfd.stages import Column
 
 from .parity import DATA, fill, ints, t
 from .zoo import NETWORKS
@@ -28,8 +30,16 @@ class Step(NamedTuple):
     aux: fcfd.Aux
 
 
-def taken(path: Path, device: str = "cpu") -> Step:
-    """Build the networks of a file in float64, fill them with its values, and compute the loss."""
+def taken(
+    path: Path, device: str = "cpu", change: Callable[[Column], Column] = lambda stages: stages
+) -> Step:
+    """Build the networks of a file in float64, fill them with its values, and compute the loss.
+
+    Args:
+        path: The file.
+        device: Where.
+        change: A transform of the teacher's column.
+    """
     case = json.loads(path.read_text())
     pixels = case.get("pixels", 32)
     images = t(f"{case['id']}/images", [case["batch"], 3, pixels, pixels]).to(device)
@@ -47,7 +57,7 @@ def taken(path: Path, device: str = "cpu") -> Step:
         for depth, module in modules.items():
             module.load_state_dict(fill(module.state_dict(), f"{column}/{depth}"))
     loss, aux = losses.fcfd(
-        nets.stages,
+        {**nets.stages, "t": change(nets.stages["t"])},
         nets.params,
         nets.buffers,
         images,

@@ -674,6 +674,12 @@ fcfd.checkpointed(("s",))
     TypeError: checkpointed: stages[0] is of type str; give a function.
 fcfd.checkpointed(cut["s"])
     TypeError: checkpointed: stages is a Network; give one of its columns: network.stages, or
+fcfd.lean(nets)
+    TypeError: lean: stages is a Linked; give one of its columns: network.stages, or
+fcfd.lean(None)
+    TypeError: lean: stages is of type NoneType; give a column: the tuple of a network's
+fcfd.lean(("s",))
+    TypeError: lean: stages[0] is of type str; give a function.
 fcfd.transforms.laid_out(nets.stages["s"], None)
     TypeError: laid_out: layouts is of type NoneType; give the layout of each stage's feature, or None.
 fcfd.transforms.laid_out(nets.stages["s"], ("b c h w",))

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import fcfd
 from reference.parity import NO_PARITY, assert_fingerprint, parity_folder
-from reference.steps import KEPT, taken
+from reference.steps import KEPT, Step, taken
 
 
 def _cases() -> list[Any]:
@@ -35,7 +36,16 @@ def _keyed(column: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("path", _cases())
 def test_step(path: Path) -> None:
-    case, networks, nets, loss, aux = taken(path)
+    _check(taken(path))
+
+
+@pytest.mark.parametrize("path", _cases())
+def test_step_with_a_lean_teacher(path: Path) -> None:
+    _check(taken(path, change=fcfd.lean))
+
+
+def _check(step: Step) -> None:
+    case, networks, nets, loss, aux = step
     expected = case["expected"]
     loss.backward()
 

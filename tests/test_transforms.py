@@ -8,9 +8,10 @@ from torch._dynamo.testing import CompileCounter
 
 import fcfd
 from fcfd import losses
-from fcfd.transforms import checkpointed, compiled, joined
+from fcfd.transforms import checkpointed, compiled, joined, lean
 
 from .nets import batch, pair
+from .purity import assert_unchanged, snapshot
 
 PATHS = ("sstt", "ttss")
 
@@ -31,6 +32,12 @@ TRANSFORMS = {
     "compiled": lambda stages: compiled(stages, backend="aot_eager"),
     "checkpointed": checkpointed,
     "both": lambda stages: checkpointed(compiled(stages, backend="aot_eager")),
+    "lean": lean,
+    "lean, compiled": lambda stages: compiled(lean(stages), backend="aot_eager"),
+    "compiled, lean": lambda stages: lean(compiled(stages, backend="aot_eager")),
+    "lean, checkpointed": lambda stages: checkpointed(lean(stages)),
+    "checkpointed, lean": lambda stages: lean(checkpointed(stages)),
+    "all": lambda stages: checkpointed(compiled(lean(stages), backend="aot_eager")),
 }
 
 
@@ -100,6 +107,49 @@ def test_a_checkpointed_column_keeps_less():
     assert kept["checkpointed"] < 0.5 * kept["plain"], kept
 
 
+def test_a_lean_column_works_in_part_and_under_func():
+    """A part of the teacher lean: the same values to the last bit; `torch.func.grad` passes it."""
+    *_, nets = pair()
+    teacher = nets.stages["t"]
+    columns = {**nets.stages, "t": (*teacher[:2], *lean(teacher[2:]))}
+    images, labels = batch()
+
+    def gradients(stages):
+        def of_student(own):
+            params = nets.params | {"s": own}
+            return losses.fcfd(stages, params, nets.buffers, images, labels, paths=PATHS)[0]
+
+        return torch.func.grad_and_value(of_student)(nets.params["s"])
+
+    torch.testing.assert_close(gradients(columns), gradients(nets.stages), rtol=1e-10, atol=1e-10)
+
+
+def test_a_lean_step_is_one_graph():
+    torch.compiler.reset()
+    *_, nets = pair()
+    wanted, gradients, _ = _step(nets, nets.stages)
+    stages = {**nets.stages, "t": lean(nets.stages["t"])}
+    images, labels = batch()
+    own = [p for params in nets.params.values() for p in params.values() if p.requires_grad]
+
+    def objective(params, buffers):
+        return losses.fcfd(stages, params, buffers, images, labels, paths=PATHS)[0]
+
+    loss = torch.compile(objective, fullgraph=True, backend="aot_eager")(nets.params, nets.buffers)
+    torch.testing.assert_close(loss, wanted, rtol=1e-10, atol=1e-10)
+    found = torch.autograd.grad(loss, own, allow_unused=True)
+    torch.testing.assert_close(found, tuple(gradients.values()), rtol=1e-9, atol=1e-10)
+
+
+def test_lean_leaves_everything_alone():
+    teacher, student, nets = pair()
+    things = teacher, student, nets.params, nets.buffers
+    before = snapshot(*things)
+    _step(nets, _columns(nets, lean))
+    assert_unchanged(before, *things)
+    assert not torch.overrides._get_current_function_mode_stack(), "no mode stays on"
+
+
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_joined_stages_compute_the_same(mode):
     *_, nets = pair(teacher_mode=mode)
@@ -123,4 +173,4 @@ def test_stages_join_only_in_order_and_whole(ends):
 
 
 def test_missing_bridges_stay_missing():
-    assert compiled((None,)) == checkpointed((None,)) == (None,)
+    assert compiled((None,)) == checkpointed((None,)) == lean((None,)) == (None,)

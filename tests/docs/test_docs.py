@@ -26,7 +26,7 @@ from reference import torchvision_cpu
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "benchmarks" / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 WITHIN_LOSSES = ("families", "objectives")
-INTERNAL = ("bridging", "copying")
+INTERNAL = ("bridging", "copying", "leaning")
 """Modules of which users import nothing."""
 MODULES = sorted(
     info.name
