@@ -42,6 +42,7 @@ all() {
   part step-cifar 130 step $quick --dtype float32 $modes --minutes 1.4 --seconds 3
   part step-cifar-bf16 95 step $quick --dtype bfloat16 --teacher eval --batch 64 256 --minutes 1 --seconds 3 $eager
   part step-imagenet 70 step $quick --imagenet --dtype bfloat16 --teacher eval --minutes 0.6 --seconds 5 $eager
+  part memory 60 memory $quick --minutes 0.8 --seconds 3
   part timeline 40 timeline $quick --minutes 0.4
   part losses 55 losses $quick --compile none --seconds 0.1 --minutes 0.7
   return $status

@@ -157,11 +157,13 @@ def of_terms(on: Pair, terms: fcfd.terms.Terms) -> Objective:
     return objective
 
 
-def of_fcfd(on: Pair, transform: Callable[..., Any] | None = None) -> Objective:
-    """The objective of FCFD, its columns transformed."""
-    stages = on.nets.stages
+def of_fcfd(
+    on: Pair, transform: Callable[..., Any] | None = None, columns: Sequence[str] | None = None
+) -> Objective:
+    """The objective of FCFD, its columns transformed, or some of them."""
+    stages = dict(on.nets.stages)
     if transform is not None:
-        stages = {column: transform(own) for column, own in stages.items()}
+        stages |= {column: transform(stages[column]) for column in columns or stages}
 
     def objective(
         params: Columns, buffers: Columns, images: Tensor, labels: Tensor
@@ -185,7 +187,7 @@ def of_standin(on: Pair) -> Call:
     return run
 
 
-COMPILED = ("fcfd whole", "fcfd graphs", "fcfd stages")
+COMPILED = ("fcfd whole", "fcfd lean whole", "fcfd graphs", "fcfd stages")
 """FCFD compiled in one graph, in one that CUDA replays, and in one graph a stage."""
 
 
@@ -199,7 +201,11 @@ def variants(on: Pair, names: Sequence[str] | None = None) -> dict[str, Call]:
         "hints": lambda: step(on, of_terms(on, label | recipes.hints([hint]))),
         "stand-in": lambda: of_standin(on),
         "fcfd": lambda: step(on, of_fcfd(on)),
+        "fcfd lean": lambda: step(on, of_fcfd(on, fcfd.lean, "t")),
         "fcfd whole": lambda: step(on, torch.compile(of_fcfd(on), fullgraph=True, dynamic=False)),
+        "fcfd lean whole": lambda: step(
+            on, torch.compile(of_fcfd(on, fcfd.lean, "t"), fullgraph=True, dynamic=False)
+        ),
     }
     if on.setting.device == "cuda":
         makers["fcfd graphs"] = lambda: _replayed(on)

@@ -36,7 +36,10 @@ PAGES = [
     DOCS.parent / "README.md",
     *(
         DOCS / f"{name}.md"
-        for name in ("api/losses", "compile", "function", "losses", "migrating", "published", "scale")
+        for name in (
+            *("api/losses", "compile", "function", "losses"),
+            *("memory", "migrating", "published", "scale"),
+        )
     ),
     *sorted(DOCS.glob("recipes/*.md")),
 ]
@@ -83,6 +86,7 @@ def _filled(mark: re.Match[str]) -> str:
         "costs": study.cost_rows,
         "step": _step,
         "memory": _memory,
+        "kept": _kept,
         "compiling": _compiling,
         "rivals": _rivals,
         "pairs": _pairs,
@@ -288,6 +292,17 @@ def _memory(name: str) -> list[tuple[str, ...]]:
         if record["variant"] == "fcfd whole":
             ratios = record["time to stand-in"], record["peak"] / usual["peak"]
             rows.append((f"{record['keep']:g}", *(f"{ratio:.2f}" for ratio in ratios)))
+    return rows
+
+
+def _kept(name: str) -> list[tuple[str, ...]]:
+    """What a step keeps and holds at its worst, in units of the one whose teacher is as it is."""
+    rows: list[tuple[str, ...]] = [("pair", "teacher", "kept", "peak"), ("---", "---", "---:", "---:")]
+    records = _published("memory", name)
+    plain = {record["pair"]: record for record in records if record["variant"] == "plain"}
+    for record in records:
+        ratios = [record[each] / plain[record["pair"]][each] for each in ("kept", "peak")]
+        rows.append((record["pair"], record["variant"], *(f"{ratio:.2f}" for ratio in ratios)))
     return rows
 
 
