@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any, TypeAlias
 
 import torch
@@ -78,8 +78,8 @@ def _filled(mark: re.Match[str]) -> str:
         "index": _index,
         "quantised": _quantised,
         "terms": _terms,
-        "results": _results,
         "study": study.study_rows,
+        "main": study.main_rows,
         "tuning": study.tuning_rows,
         "distance": study.distance_rows,
         "gradients": study.gradient_rows,
@@ -242,18 +242,6 @@ def _lines(page: str) -> list[tuple[str, ...]]:
         anchor = re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-"))
         job = section.split("\n\n")[1].partition(".")[0].replace("\n", " ")
         rows.append((f"[{heading}](#{anchor}): {job[0].lower() + job[1:]}", *map(str, counts.values())))
-    return rows
-
-
-def _results(name: str) -> list[tuple[str, ...]]:
-    """Accuracy and functional distance, mean ± deviation over seeds, a row a method."""
-    runs = json.loads((RESULTS / f"{name}.json").read_text())["runs"]
-    head = ("student learns by", "accuracy, %", "functional distance, nats")
-    rows: list[tuple[str, ...]] = [head, ("---", "---:", "---:")]
-    for method in dict.fromkeys(run["method"] for run in runs):
-        own = [run for run in runs if run["method"] == method]
-        accuracy = spread([100 * run["accuracy"] for run in own], ".1f")
-        rows.append((method, accuracy, spread([fmean(run["distance"].values()) for run in own], ".3f")))
     return rows
 
 
