@@ -47,9 +47,10 @@ def signed(value: float, digits: int = 2) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
-def study_rows(setting: str, against: str = AGAINST) -> Rows:
+def study_rows(setting: str) -> Rows:
     """A row a method: mean and interval; the paired difference with all that tells how sure it is."""
     found = scores(lines(RESULTS / "runs.jsonl"), setting)
+    against = AGAINST if AGAINST in found else "KD"
     head = ("student learns by", "seeds", "accuracy, %", f"− {against}", "95 % interval", "effect", "ahead")
     rows: Rows = [head, ("---", *["---:"] * (len(head) - 1))]
     for method, by_seed in found.items():

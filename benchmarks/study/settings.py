@@ -191,5 +191,6 @@ SETTINGS = {
     "digits": DIGITS,
     "emoji": EMOJI,
     "reviews": REVIEWS,
+    "reviews-long": REVIEWS._replace(steps=200),
 }
 """By name. The settings of Fashion-MNIST at 28 pixels have one teacher, those at 14 pixels another."""
