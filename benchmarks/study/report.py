@@ -69,6 +69,25 @@ def study_rows(setting: str) -> Rows:
     return rows
 
 
+def summary_rows(method: str) -> Rows:
+    """A row a setting: what a method gains on KD with hints and on FCFD as published."""
+    runs = lines(RESULTS / "runs.jsonl")
+    head = ("setting", "seeds", f"− {AGAINST}", "the same in loss, nats", "− FCFD, published")
+    rows: Rows = [head, ("---", *["---:"] * (len(head) - 1))]
+    for setting in dict.fromkeys(run["setting"] for run in runs):
+        found, losses = scores(runs, setting), scores(runs, setting, "loss")
+        delta = difference(found, method, AGAINST)
+        if delta is not None:
+            cells = [delta, difference(losses, method, AGAINST), difference(found, method, "FCFD, published")]
+            told = [_told(each, digits) for each, digits in zip(cells, (2, 3, 2), strict=True)]
+            rows.append((f"`{setting}`", str(delta.pairs), *told))
+    return rows
+
+
+def _told(delta: Difference | None, digits: int) -> str:
+    return "" if delta is None else f"{signed(delta.mean, digits)} ({_span(delta, digits)})"
+
+
 def main_rows(setting: str) -> Rows:
     """The rows of the methods that every setting compares."""
     head, line, *rows = study_rows(setting)
@@ -115,16 +134,16 @@ def _span(delta: Difference, digits: int) -> str:
 
 
 def gradient_rows(method: str, what: str = "cosine_logits") -> Rows:
-    """A row a path: how its gradient lies to that of labels and logits, by step; means over seeds."""
-    found = [line for line in lines(RESULTS / "gradients.jsonl") if line["method"] == method]
+    """A row a path: what was asked for about its gradient or its logits, by step; means over seeds."""
+    every = lines(RESULTS / "gradients.jsonl")
+    found = [line for line in every if line["method"] == method and what in line]
     steps = sorted({line["step"] for line in found})
+    show = "{:.0f}".format if what == "size" else "{:.2f}".format if what == "share" else signed
     rows: Rows = [("terms of", *(f"step {step}" for step in steps)), ("---", *["---:"] * len(steps))]
     for path in dict.fromkeys(line["path"] for line in found):
-        cells = [
-            signed(fmean(line[what] for line in found if line["path"] == path and line["step"] == step))
-            for step in steps
-        ]
-        rows.append((path if path == "appearance" else f"`{path}`", *cells))
+        of_path = [line for line in found if line["path"] == path]
+        means = [fmean(line[what] for line in of_path if line["step"] == step) for step in steps]
+        rows.append((path if path == "appearance" else f"`{path}`", *map(show, means)))
     return rows
 
 
@@ -140,7 +159,7 @@ def differences_figure(file: Path, settings: Sequence[str], methods: Sequence[st
     """Paired differences from KD with hints, with their intervals: a column a setting, a row a method."""
     runs = lines(RESULTS / "runs.jsonl")
     with plt.rc_context(STYLE):
-        width = 2.2 + 2.1 * len(settings)
+        width = max(6.5, 2.2 + 2.1 * len(settings))
         drawn, axes = plt.subplots(
             1,
             len(settings),
@@ -162,7 +181,7 @@ def differences_figure(file: Path, settings: Sequence[str], methods: Sequence[st
                 colour = "#16a077" if method == "FCFD" else "#4c7fb0" if "FCFD" in method else "#868d98"
                 panel.plot([delta.low, delta.high], [row, row], color=colour, linewidth=2, alpha=0.6)
                 panel.plot(delta.mean, row, "D", color=colour, markersize=6, mec="white")
-            panel.set_title(f"{setting}, {pairs} seeds")
+            panel.set_title(f"{setting}, up to {pairs} seeds")
             panel.grid(axis="x", color="#eeeeee")
             panel.set_axisbelow(True)
             panel.tick_params(axis="y", length=0)
@@ -186,8 +205,8 @@ def main(arguments: list[str] | None = None) -> None:
     present = dict.fromkeys(run["setting"] for run in runs)
     several = [name for name in present if len(scores(runs, name).get("FCFD", {})) > 1]
     differences_figure(options.out / "study.svg", several, ("FCFD, published", "FCFD"))
-    every = [name for name in scores(runs, "small-200") if name not in (AGAINST, "labels", "KD")]
-    differences_figure(options.out / "study-methods.svg", ["small-200"], every)
+    near = [name for name in scores(runs, "small-200") if "FCFD" in name or "HCL" in name]
+    differences_figure(options.out / "study-methods.svg", ["small-200"], near)
 
 
 if __name__ == "__main__":

@@ -73,16 +73,19 @@ def written(text: str) -> str:
 
 
 def _filled(mark: re.Match[str]) -> str:
-    kinds = {
+    kinds: dict[str, Callable[[str], list[tuple[str, ...]]]] = {
         "losses": _losses,
         "index": _index,
         "quantised": _quantised,
         "terms": _terms,
         "study": study.study_rows,
         "main": study.main_rows,
+        "gains": study.summary_rows,
         "tuning": study.tuning_rows,
         "distance": study.distance_rows,
         "gradients": study.gradient_rows,
+        "sizes": partial(study.gradient_rows, what="size"),
+        "shares": partial(study.gradient_rows, what="share"),
         "costs": study.cost_rows,
         "step": _step,
         "memory": _memory,

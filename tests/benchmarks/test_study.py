@@ -331,8 +331,11 @@ def test_tables_are_made_of_pairs(tmp_path, monkeypatch):
     assert kd == ("KD", "2", "55.0 ± 63.5", "−5.00", "−68.53 to +58.53", "−0.7", "0 of 2")
     assert hints[:4] == ("KD + hints", "2", "60.0 ± 0.0", "")
     assert ours[3:] == ("+4.00", "−8.71 to +16.71", "+2.8", "2 of 2"), "the seed without its pair is left out"
+    (gain,) = report.summary_rows("KD")[2:]
+    assert gain == ("`tiny`", "2", "−5.00 (−68.53 to +58.53)", "", "")
+    assert [row[0] for row in report.main_rows("tiny")[2:]] == ["KD", "KD + hints", "FCFD"]
     report.differences_figure(tmp_path / "figure.svg", ["tiny"], ("KD", "FCFD", "DKD"))
-    assert "tiny, 2 seeds" in (tmp_path / "figure.svg").read_text()
+    assert "tiny, up to 2 seeds" in (tmp_path / "figure.svg").read_text()
 
 
 def test_the_tuning_table_marks_the_best(tmp_path, monkeypatch):
@@ -370,6 +373,12 @@ def test_the_probe_sees_every_path_and_disturbs_nothing(tmp_path, monkeypatch):
         assert 0 <= line.get("share", 0) <= 1
     probes.main(["tiny", *options])
     assert runs(tmp_path, "gradients") == found, "what is there is not run again"
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    head, _, *rows = report.gradient_rows("FCFD")
+    assert head == ("terms of", "step 0", "step 1")
+    assert [row[0] for row in rows] == ["appearance", *(f"`{path}`" for path in paths[1:])]
+    assert rows[1][1] == report.signed(found[1]["cosine_logits"])
+    assert len(report.gradient_rows("FCFD", "share")) == 2 + len(paths[1:]), "appearance reads no logits"
 
     setting, teacher = settings.SETTINGS["tiny"], TINY.teacher()
     results = []
