@@ -37,7 +37,7 @@ PAGES = [
     *(
         DOCS / f"{name}.md"
         for name in (
-            *("api/losses", "compile", "function", "losses"),
+            *("api/losses", "compile", "evidence", "function", "losses"),
             *("memory", "migrating", "published", "scale"),
         )
     ),
