@@ -228,7 +228,7 @@ def test_a_level_without_a_bridge_is_refused_by_who_reads_it():
         losses.squared_error(aux.values["t>s"]["pool"], aux.values["s"]["pool"])
 
 
-def test_gradients_by_torch_func_and_by_checkpoints_are_the_same():
+def test_gradients_by_torch_func_by_checkpoints_and_lean_are_the_same():
     teacher, student, nets, terms, images, targets = pair_of_two()
     torch.manual_seed(1)
     two_stage_step(teacher, student, nets, terms, images, targets)[0].backward()
@@ -242,11 +242,12 @@ def test_gradients_by_torch_func_and_by_checkpoints_are_the_same():
     torch.manual_seed(1)
     found, _ = torch.func.grad(of_student, has_aux=True)(nets.params["s"])
     close(found, wanted, rtol=1e-9, atol=1e-12)
-    student.zero_grad()
-    stages = {letter: fcfd.checkpointed(column) for letter, column in nets.stages.items()}
-    torch.manual_seed(1)
-    two_stage_step(teacher, student, nets, terms, images, targets, stages=stages)[0].backward()
-    close({name: own.grad for name, own in student.named_parameters()}, wanted, rtol=0, atol=0)
+    for transform in (fcfd.checkpointed, fcfd.lean):
+        student.zero_grad()
+        stages = {letter: transform(column) for letter, column in nets.stages.items()}
+        torch.manual_seed(1)
+        two_stage_step(teacher, student, nets, terms, images, targets, stages=stages)[0].backward()
+        close({name: own.grad for name, own in student.named_parameters()}, wanted, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("masks", [False, True])
@@ -541,7 +542,7 @@ def test_every_trainable_tensor_of_a_student_of_one_stage_gets_a_gradient():
     assert all(own.grad is None for own in teacher.parameters())
 
 
-def test_one_stage_by_torch_func_and_by_checkpoints_is_the_same():
+def test_one_stage_by_torch_func_by_checkpoints_and_lean_is_the_same():
     teacher, student, nets, terms, images, targets = pair_of_one()
     one_stage_step(teacher, student, nets, terms, images, targets)[0].backward()
     wanted = {name: own.grad.clone() for name, own in student.named_parameters()}
@@ -553,10 +554,11 @@ def test_one_stage_by_torch_func_and_by_checkpoints_is_the_same():
 
     found, _ = torch.func.grad(of_student, has_aux=True)(nets.params["s"])
     close(found, wanted, rtol=1e-9, atol=1e-12)
-    student.zero_grad()
-    stages = {letter: fcfd.checkpointed(column) for letter, column in nets.stages.items()}
-    one_stage_step(teacher, student, nets, terms, images, targets, stages=stages)[0].backward()
-    close({name: own.grad for name, own in student.named_parameters()}, wanted, rtol=0, atol=0)
+    for transform in (fcfd.checkpointed, fcfd.lean):
+        student.zero_grad()
+        stages = {letter: transform(column) for letter, column in nets.stages.items()}
+        one_stage_step(teacher, student, nets, terms, images, targets, stages=stages)[0].backward()
+        close({name: own.grad for name, own in student.named_parameters()}, wanted, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("kind", ["retinanet", "fcos"])
