@@ -42,6 +42,7 @@ from .terms import (
 from .transforms import (
     checkpointed as checkpointed,
     compiled as compiled,
+    deferred as deferred,
     joined as joined,
     lean as lean,
 )

@@ -13,9 +13,9 @@ from torch.utils import _pytree as pytree
 TreeSpec: TypeAlias = pytree.TreeSpec
 
 
-def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
-    """The leaves of a tree, and its form."""
-    return pytree.tree_flatten(tree)
+def flatten(tree: Any, whole: type | tuple[type, ...] = ()) -> tuple[list[Any], TreeSpec]:
+    """The leaves of a tree, and its form. What is of a type in `whole` is one leaf."""
+    return pytree.tree_flatten(tree, is_leaf=lambda node: isinstance(node, whole))
 
 
 def unflatten(leaves: list[Any], form: TreeSpec) -> Any:
@@ -46,7 +46,7 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
 
 def map_leaves(kinds: type | tuple[type, ...], function: Callable[[Any], Any], tree: Any) -> Any:
     """The tree with `function(leaf)` in place of every leaf of some types."""
-    return pytree.tree_map_only(kinds, function, tree)
+    return pytree.tree_map_only(kinds, function, tree, is_leaf=lambda node: isinstance(node, kinds))
 
 
 def clone(tree: Any) -> Any:

@@ -45,6 +45,11 @@ from .families.features import (
     vid as vid,
     vkd as vkd,
 )
+from .families.heads import (
+    Logits as Logits,
+    chunked as chunked,
+    fused as fused,
+)
 from .families.logits import (
     binary_cross_entropy as binary_cross_entropy,
     binary_kl as binary_kl,

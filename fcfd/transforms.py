@@ -6,10 +6,12 @@ from types import FunctionType
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from ._text import check_callable, check_integer, check_type
 from ._tree import map_tensors
+from .families.heads import Logits
 from .layouts import Layout, into_form, is_formed, out_of_form
 from .leaning.operations import Lean
 from .stages import Buffers, Column, Params, Stage
@@ -151,6 +153,93 @@ def _leaned(stage: Stage) -> Stage:
 def _lean(stage: Stage, params: Params, buffers: Buffers, x: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     with Lean():
         return stage(params, buffers, x)
+
+
+def deferred(stages: Column, weight: str) -> Column:
+    """Let the last stage of a network hand out hidden states and a head instead of the logits.
+
+    The stage runs as it is, but for the product with the head: `fcfd.losses.Logits` come out, which
+    `losses.chunked` and `losses.fused` read. The model is not edited, and every path to the logits has them.
+
+    Args:
+        stages: The column of a network whose last operation is `torch.nn.functional.linear`, as of
+            `torch.nn.Linear`.
+        weight: The name of its weight in the dict of parameters: `"lm_head.weight"`, or that of the embedding
+            which it is tied to.
+
+    Returns:
+        A column of the same length. Its last stage raises a `ValueError` where the weight multiplies nothing,
+        or something is done to the product.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 7)
+        >>> (run,) = deferred((fcfd.stage(layer, "fc."),), "fc.weight")
+        >>> params = {f"fc.{name}": tensor for name, tensor in layer.named_parameters()}
+        >>> y, _ = run(params, {}, torch.ones(1, 2))
+        >>> type(y).__name__, y.hidden.shape
+        ('Logits', torch.Size([1, 2]))
+    """
+    check_column("deferred", stages)
+    check_type("deferred", "weight", weight, str, "the name of the head's weight: 'lm_head.weight'")
+    if not stages or stages[-1] is None:
+        raise ValueError("deferred: stages has no last stage; give the column of a network.")
+    return (*stages[:-1], partial(_deferred, stages[-1], weight))
+
+
+def _deferred(
+    stage: Stage, weight: str, params: Params, buffers: Buffers, x: Any
+) -> tuple[Any, dict[str, torch.Tensor]]:
+    if weight not in params:
+        raise ValueError(
+            f"deferred: params lacks {weight!r}. A head that is tied to an embedding goes by its name."
+        )
+    found: list[tuple[torch.Tensor, Logits]] = []
+    with _Product(weight, params[weight], found):
+        y, new = stage(params, buffers, x)
+    if not found:
+        raise ValueError(f"deferred: the last stage has no `linear` of {weight!r}.")
+    stand_in, logits = found[-1]
+    if y is not stand_in:
+        raise _altered(weight)
+    return logits, new
+
+
+def _altered(weight: str) -> ValueError:
+    return ValueError(
+        f"deferred: the last stage does something to the product with {weight!r}, or returns more than it. "
+        "Logits that are scaled, capped or cast have to be there."
+    )
+
+
+class _Product(TorchFunctionMode):
+    """While it is on, the product with a weight is put off, and a stand-in without memory has its place."""
+
+    def __init__(self, name: str, weight: torch.Tensor, found: list[tuple[torch.Tensor, Logits]]) -> None:
+        super().__init__()
+        self.name = name
+        self.weight = weight
+        self.found = found
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _writes(function.__name__) and any(args[0] is stand_in for stand_in, _ in self.found):
+            raise _altered(self.name)
+        if function is not torch.nn.functional.linear:
+            return function(*args, **(kwargs or {}))
+        logits = _of_linear(*args, **(kwargs or {}))
+        if logits.weight is not self.weight:
+            return function(*args, **(kwargs or {}))
+        stand_in = logits.hidden.new_zeros(()).expand(*logits.hidden.shape[:-1], len(logits.weight))
+        self.found.append((stand_in, logits))
+        return stand_in
+
+
+def _writes(name: str) -> bool:
+    """Whether a function of this name is in place: `mul_`, `__imul__`, `__setitem__`."""
+    return name == "__setitem__" or name[:3] == "__i" or (name[-1:] == "_" and name[-2:] != "__")
+
+
+def _of_linear(input: Any, weight: Any, bias: Any = None) -> Logits:
+    return Logits(input, weight, bias)
 
 
 def laid_out(stages: Column, layouts: Sequence[Layout | None]) -> Column:

@@ -23,6 +23,7 @@ LAYERS = (
     ("families._numerics",),
     ("_rows",),
     ("families._checks",),
+    ("families.heads",),
     (
         "families.logits",
         "families.divergences",
@@ -58,6 +59,7 @@ LAYERS = (
 """A module imports only from layers before its own, and never from the package root."""
 
 SURFACE = """
+    deferred
     detection
     Aux Columns Linked Network Term analysis as_module balanced bridge bridged cast checkpointed compiled
     counterpart crosses crossings depth draw ema evaluate expand frozen gathered is_bridged joined lean link

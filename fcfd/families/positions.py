@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from .._text import check_integer
-from .._tree import shape
+from .._tree import map_leaves, shape, tensors as tensors_of
 from ._checks import check_one_device, check_tensor, is_integer
+from .heads import Logits, _fused
 
 Loss: TypeAlias = Callable[..., Tensor]
 
@@ -188,23 +189,28 @@ def _ignoring(loss: Loss, index: int, *tensors: Tensor, **hyper: Any) -> Tensor:
     return _mean_of_what_counts("ignoring", loss, labels != index, tensors, hyper)
 
 
-def _next_token(loss: Loss, prediction: Tensor, *others: Tensor, **hyper: Any) -> Tensor:
-    check_tensor("next_token", "prediction", prediction)
-    if prediction.ndim < 3 or prediction.shape[1] < 2:
+def _next_token(loss: Loss, prediction: Any, *others: Any, **hyper: Any) -> Tensor:
+    logits = prediction.hidden if isinstance(prediction, Logits) else prediction
+    check_tensor("next_token", "prediction", logits)
+    if logits.ndim < 3 or logits.shape[1] < 2:
         raise ValueError(
-            f"next_token: prediction {shape(prediction)} must be [batch, positions, classes], at least two "
+            f"next_token: prediction {shape(logits)} must be [batch, positions, classes], at least two "
             "positions."
         )
-    shifted = [prediction[:, :-1]]
-    for at, other in enumerate(others, start=2):
-        check_tensor("next_token", f"tensor {at}", other)
-        if other.shape[:2] != prediction.shape[:2]:
+
+    def shifted(name: str, tensor: Tensor) -> Tensor:
+        if tensor.shape[:2] != logits.shape[:2]:
             raise ValueError(
-                f"next_token: tensor {at} {shape(other)} must have the positions of the prediction "
-                f"{shape(prediction)}."
+                f"next_token: {name} {shape(tensor)} must have the positions of the prediction "
+                f"{shape(logits)}."
             )
-        shifted.append(other[:, :-1] if other.ndim == prediction.ndim else other[:, 1:])
-    return loss(*shifted, **hyper)
+        return tensor[:, :-1] if tensor.ndim == logits.ndim else tensor[:, 1:]
+
+    found = []
+    for at, other in enumerate((prediction, *others), start=1):
+        _check_tensors("next_token", f"tensor {at}", other)
+        found.append(_at_tokens(partial(shifted, f"tensor {at}"), other))
+    return loss(*found, **hyper)
 
 
 # What they share
@@ -216,40 +222,82 @@ def _check_loss(function: str, loss: Loss) -> None:
 
 
 def _mean_of_what_counts(
-    function: str, loss: Loss, mask: Tensor, tensors: Sequence[Tensor], hyper: Mapping[str, Any]
+    function: str, loss: Loss, mask: Tensor, values: Sequence[Any], hyper: Mapping[str, Any]
 ) -> Tensor:
-    """The weighted mean of a loss that is given every position as an example."""
-    _check_positions(function, mask, tensors)
-    left_out = mask == 0
-    rows = [_rows(tensor, left_out, 0) for tensor in tensors]
+    """The weighted mean of a loss that is given every position as an example, or all that count."""
+    _check_positions(function, mask, values)
+    left_out, kept = mask == 0, _kept(mask, values)
+
+    def rows(value: Any, neutral: int) -> Any:
+        flat = _at_tokens(lambda tensor: _rows(tensor, left_out, neutral), value)
+        return flat if kept is None else _at_tokens(lambda tensor: tensor[kept], flat)
+
     by_position = {
-        name: _rows(value, left_out, 1)
+        name: rows(value, 1)
         for name, value in hyper.items()
         if isinstance(value, Tensor) and value.shape == mask.shape
     }
-    values = loss(*rows, **{**hyper, **by_position})
-    if values.shape != (mask.numel(),):
+    examples = [rows(value, 0) for value in values]
+    counted = mask.flatten() if kept is None else mask.flatten()[kept]
+    weight = counted if counted.is_floating_point() else counted.float()
+    if isinstance(loss, partial) and loss.func is _fused:
+        found: Tensor = loss(*examples, weight=weight, **{**hyper, **by_position})
+        return found / _or_one(weight.to(found.dtype).sum())
+    found = loss(*examples, **{**hyper, **by_position})
+    if found.shape != counted.shape:
         raise ValueError(
-            f"{function}: the loss must give one value for each of {mask.numel()} positions, and gave "
-            f"{shape(values)}. One that couples the batch, or takes a mean, has none to leave out."
+            f"{function}: the loss must give one value for each of {len(counted)} positions, and gave "
+            f"{shape(found)}. One that couples the batch, or takes a mean, has none to leave out."
         )
-    weight = mask.flatten().to(values.dtype)
-    total = weight.sum()
-    kept = torch.where(left_out.flatten(), 0.0, values * weight)
-    return kept.sum() / torch.where(total == 0, 1.0, total)
+    weight = weight.to(found.dtype)
+    return torch.where(counted == 0, 0.0, found * weight).sum() / _or_one(weight.sum())
 
 
-def _check_positions(function: str, mask: Tensor, tensors: Sequence[Tensor]) -> None:
+def _or_one(total: Tensor) -> Tensor:
+    return torch.where(total == 0, 1.0, total)
+
+
+def _kept(mask: Tensor, values: Sequence[Any]) -> Tensor | None:
+    """The positions that count, where a head would multiply the others for nothing; else none, for all.
+
+    How many there are is read from the device. A compiler cannot, and computes them all.
+    """
+    heads = any(isinstance(value, Logits) for value in values)
+    if not heads or mask.is_meta or torch.compiler.is_compiling():
+        return None
+    (kept,) = mask.flatten().nonzero(as_tuple=True)
+    return kept if len(kept) else None
+
+
+def _check_tensors(function: str, name: str, value: Any) -> None:
+    """Raise unless a value is a tensor, or a tree that holds one."""
+    if not tensors_of(value):
+        check_tensor(function, name, value)
+
+
+def _check_positions(function: str, mask: Tensor, values: Sequence[Any]) -> None:
     """Raise unless all tensors begin with the axes of a mask."""
-    for at, tensor in enumerate(tensors, start=1):
+    for at, value in enumerate(values, start=1):
         name = f"tensor {at}"
-        check_tensor(function, name, tensor)
-        check_one_device(function, **{name: tensor, "mask": mask})
-        if mask.ndim == 0 or tensor.shape[: mask.ndim] != mask.shape:
-            raise ValueError(
-                f"{function}: {name} {shape(tensor)} must begin with the axes of the mask or labels, "
-                f"{shape(mask)}. For a map with the classes on axis 1, use `dense({function}(loss))`."
-            )
+        _check_tensors(function, name, value)
+        for tensor in (value.hidden,) if isinstance(value, Logits) else tensors_of(value):
+            check_one_device(function, **{name: tensor, "mask": mask})
+            if mask.ndim == 0 or tensor.shape[: mask.ndim] != mask.shape:
+                raise ValueError(
+                    f"{function}: {name} {shape(tensor)} must begin with the axes of the mask or labels, "
+                    f"{shape(mask)}. For a map with the classes on axis 1, use `dense({function}(loss))`."
+                )
+
+
+def _at_tokens(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """A value with all changed that belongs to its tokens: of `Logits` the hidden states."""
+
+    def changed(leaf: Tensor | Logits) -> Tensor | Logits:
+        if isinstance(leaf, Logits):
+            return leaf._replace(hidden=change(leaf.hidden))
+        return change(leaf)
+
+    return map_leaves((Logits, Tensor), changed, value)
 
 
 def _rows(tensor: Tensor, left_out: Tensor, neutral: int) -> Tensor:
