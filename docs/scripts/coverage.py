@@ -11,6 +11,10 @@ WITHIN = {"objectives": "losses"}
 """Modules that have no page, because all of them is on another one's."""
 
 
+INTERNAL = {"bridging"}
+"""Modules of which users import nothing."""
+
+
 def on_post_build(config: Any) -> None:
     """Look for every name that users import, on the page of the module that they import it from."""
     site, package = Path(config["site_dir"]), Path(config["config_file_path"]).parent / "fcfd"
@@ -29,6 +33,8 @@ def _public(package: Path) -> Iterator[tuple[str, str]]:
         if module:
             yield module, name
     for path in sorted(package.glob("[!_]*.py")):
+        if path.stem in INTERNAL:
+            continue
         module = WITHIN.get(path.stem, path.stem)
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
