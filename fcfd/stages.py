@@ -18,6 +18,7 @@ from ._tree import clone, shape
 from .copying.attributes import holds_tensors, keep, reached_from
 from .copying.copies import Copy, Places, adopt, at, call, pairs, places, skeleton
 from .copying.refusals import check
+from .copying.standing import check_standing, remember
 from .copying.watching import vacate
 
 Params: TypeAlias = Mapping[str, Tensor]
@@ -91,12 +92,15 @@ def whole(
         recorded=False,
         aliases={place: tensor for place, tensor in aliases.items() if id(tensor) in reached},
     )
+    remember(copied, module, names)
     return partial(_run, own, protect)
 
 
 def _run(own: Copy, protect: bool, params: Params, buffers: Buffers, x: Any) -> tuple[Any, dict[str, Tensor]]:
     weights = select("params", params, own.places.params.values())
     state = select("buffers", buffers, own.places.buffers.values())
+    if not torch.compiler.is_compiling():
+        check_standing(own, weights | state)
     state = {name: tensor.clone() for name, tensor in state.items()}
     tensors = {place: weights[name] for place, name in own.places.params.items()}
     tensors |= {place: state[name] for place, name in own.places.buffers.items()}

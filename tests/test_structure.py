@@ -19,7 +19,7 @@ LAYERS = (
     ("_tree", "_reading", "layouts", "paths", "schedules"),
     ("copying.attributes", "copying.watching"),
     ("copying.copies",),
-    ("copying.refusals",),
+    ("copying.refusals", "copying.standing"),
     ("families._numerics",),
     ("_rows",),
     ("families._checks",),

@@ -239,6 +239,12 @@ def adopt(modes: Iterable[Pair]) -> None:
             copied.training = original.training
         if traced:
             continue
+        if type(original) is not type(copied):
+            raise ValueError(
+                f"stage: {name or 'the module'!r} was a {type(copied).__name__} and became a "
+                f"{type(original).__name__} after the stage was made, as by fully_shard or a parametrization. "
+                "Split the model again; to shard it, see fcfd.spread and fcfd.gathered."
+            )
         if parent is not None and parent._modules.get(name.rpartition(".")[2]) is not original:
             raise ValueError(f"stage: {name!r} was replaced after the stage was made. Split the model again.")
         if original._modules.keys() != copied._modules.keys():

@@ -41,6 +41,11 @@ def check(who: str, model: Any) -> None:
                 f"{who}: {where} is compiled. Pass the model as it was before (`_orig_mod`), and compile the "
                 "stages: fcfd.compiled."
             )
+        if any(base.__name__ == "FSDPModule" for base in type(module).__mro__):  # importing it takes long
+            raise ValueError(
+                f"{who}: {where} is sharded by fully_shard, which gathers where no stage sees it. Pass the "
+                "model as it was before, and shard its dict of parameters: fcfd.spread and fcfd.gathered."
+            )
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             raise ValueError(
                 f"{who}: {where} wraps a model. Split its `module`, and distribute the training step."

@@ -10,6 +10,7 @@ from torch import nn
 from .._tree import unflatten
 from ..copying.attributes import keep
 from ..copying.copies import Copy, Places, adopt, lend, pairs, places, skeleton
+from ..copying.standing import remember
 from .graph import behind, reach
 from .inject import Cut, Given, Leaf, Piece, Port, Writes, awake, replace, stop, wait
 from .record import Call, Output, Record, Recording, both, nodes
@@ -60,6 +61,7 @@ def make(model: nn.Module, recording: Recording, begin: Cut, end: Cut, context: 
     kept = tuple(keep(modules[name], objects=True) for name in sorted({*rewritten, *several}))
     modes = tuple(every[name] for name in sorted(roles.run))
     adopt(modes)  # here, so that a compiled stage does not find other flags in its second call
+    remember(copied, model, filled)
     writes, returns = _writes(recording, begin, end, set(filled.buffers.values()))
     return Piece(
         copy=Copy(copied, modes, kept, kept, filled, recorded=True, aliases={}),

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .._tree import clone, leaves, map_leaves
 from ..copying.copies import Copy, Pair, call, wake
+from ..copying.standing import check_standing
 from ..stages import Buffers, Params, select
 from .record import arguments, logits
 
@@ -98,6 +99,8 @@ def run(piece: Piece, params: Params, buffers: Buffers, x: Any) -> tuple[Any, di
     own = piece.copy
     weights = select("params", params, own.places.params.values())
     state = select("buffers", buffers, own.places.buffers.values())
+    if not torch.compiler.is_compiling():
+        check_standing(own, weights | state)
     trains = any(pair.original.training for pair in own.modes)
     writes, returns = (one.train if trains else one.eval for one in (piece.writes, piece.returns))
     for name in writes:
