@@ -1235,7 +1235,8 @@ def test_C6_networks_of_two_types_are_bridged(teacher, student):
 
 def test_E1_docs_show_several_processes():
     """`DDP(student)` beside a walk synchronised nothing, in silence."""
-    assert "DistributedDataParallel(distilled" in docs("composing.md")
+    assert "ddp = nn.parallel.DistributedDataParallel(\n    module," in docs("scale.md")
+    assert "scale.md" in docs("composing.md")
     assert "DDP" in docs("gotchas.md")
 
 

@@ -1,4 +1,4 @@
-"""Modules whose tensors or classes change after the split: refused where the dicts would be read in silence."""
+"""Modules whose tensors or classes change after the split: refused, where dicts were read in silence."""
 
 import copy
 import pickle

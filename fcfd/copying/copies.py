@@ -242,7 +242,7 @@ def adopt(modes: Iterable[Pair]) -> None:
         if type(original) is not type(copied):
             raise ValueError(
                 f"stage: {name or 'the module'!r} was a {type(copied).__name__} and became a "
-                f"{type(original).__name__} after the stage was made, as by fully_shard or a parametrization. "
+                f"{type(original).__name__} after the stage was made, as by fully_shard or parametrization. "
                 "Split the model again; to shard it, see fcfd.spread and fcfd.gathered."
             )
         if parent is not None and parent._modules.get(name.rpartition(".")[2]) is not original:

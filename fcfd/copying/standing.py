@@ -1,7 +1,8 @@
 """Whether the tensors that a stage is given are still its module's.
 
-A dict of parameters holds a module's own tensors. Somebody may put others into the module: `.to` does so with
-buffers, `load_state_dict(assign=True)` with all. The dict keeps the old ones, and a walk would read them in silence.
+A dict of parameters holds a module's own tensors. Somebody may put others into the module: `.to` does so
+with buffers, `load_state_dict(assign=True)` with all. The dict keeps the old ones, and a walk would read them
+in silence.
 """
 
 from collections.abc import Mapping
@@ -48,6 +49,6 @@ def check_standing(own: Copy, given: Mapping[str, Tensor]) -> None:
             now = part._parameters.get(key, part._buffers.get(key))
             if now is not given[name] and not (now is not None and now.is_meta):
                 raise ValueError(
-                    f"stage: {name!r} is not the module's any more, which has another tensor there, as after .to "
+                    f"stage: {name!r} is not the module's any more, which has another there, as after .to "
                     "or load_state_dict(assign=True). Split and link after that."
                 )
