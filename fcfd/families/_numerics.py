@@ -134,7 +134,9 @@ def reverse_divergence(log_q: Tensor, log_p: Tensor) -> Tensor:
 
 
 def log_mixture(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
-    """log(share · p + (1 − share) · q), the share above 0 and below 1."""
+    """log(share · p + (1 − share) · q), the share below 1."""
+    if share == 0:
+        return log_q
     # Finite also for a class that both exclude, whose gradient would be NaN.
     log_p, log_q = log_p.clamp(min=-1e30), log_q.clamp(min=-1e30)
     return torch.logaddexp(log_p + math.log(share), log_q + math.log1p(-share))
@@ -167,7 +169,7 @@ def distributions(labels: Tensor) -> Tensor:
     """Probabilities; those of an example are NaN unless they sum to 1."""
     tolerance = 1e-3 if labels.dtype in (torch.float32, torch.float64) else 1e-2
     total = labels.sum(-1, keepdim=True, dtype=torch.promote_types(labels.dtype, torch.float32))
-    return torch.where((total - 1).abs() > tolerance, nan, labels)
+    return torch.where((total - 1).abs() <= tolerance, labels, nan)
 
 
 def label_errors(logits: Tensor, y: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ gives +∞ where the teacher finds it possible; the student's gradient is finite
 `reverse_kl` is +∞, with the gradient 0, where the teacher alone excludes a class.
 """
 
-import math
 from math import inf, nan
 
 import torch
@@ -38,11 +37,15 @@ from ._numerics import (
     binary_errors,
     binary_log_probabilities,
     crossed,
+    distributions,
     divergence,
     exact,
+    jensen_shannon,
     label_errors,
     lifted,
+    log_mixture,
     mean_of_classes,
+    reverse_divergence,
     scaled,
     times,
 )
@@ -80,7 +83,7 @@ def cross_entropy(prediction: Tensor, labels: Tensor) -> Tensor:
     logits = class_logits(name, prediction=prediction)
     if not are_probabilities(name, labels, prediction):
         return label_errors(logits, class_labels(name, labels, prediction=prediction))
-    logits, soft = lifted(prediction, _distributions(labels))
+    logits, soft = lifted(prediction, distributions(labels))
     return crossed(soft, F.log_softmax(logits, dim=-1))
 
 
@@ -159,7 +162,7 @@ def tf_nkd(prediction: Tensor, labels: Tensor) -> Tensor:
     logits = class_logits(name, prediction=prediction)
     check_layout(name, "batch, classes", prediction=prediction)
     if are_probabilities(name, labels, prediction):
-        logits, soft = lifted(prediction, _distributions(labels))
+        logits, soft = lifted(prediction, distributions(labels))
         # Stable, so that among classes without mass the same one is taken on every device.
         heaviest, order = soft.sort(dim=-1, descending=True, stable=True)
         mass, classes = heaviest[:, :2], order[:, :2]
@@ -328,7 +331,7 @@ def reverse_kl(prediction: Tensor, target: Tensor) -> Tensor:
         No deviation.
     """
     log_student, log_teacher = _log_softmaxes(*logit_pair("reverse_kl", prediction, target))
-    return _reverse_divergence(log_student, log_teacher)
+    return reverse_divergence(log_student, log_teacher)
 
 
 def jsd(
@@ -364,12 +367,7 @@ def jsd(
     name = "jsd"
     check_plain(name, "beta", beta, least=0, most=1)
     log_student, log_teacher = _log_softmaxes(*_softened(name, prediction, target, temperature))
-    if beta == 0:
-        return divergence(log_teacher, log_student)
-    if beta == 1:
-        return _reverse_divergence(log_student, log_teacher)
-    log_mixture = _log_mixture(log_teacher, log_student, beta)
-    return beta * divergence(log_teacher, log_mixture) + (1 - beta) * divergence(log_student, log_mixture)
+    return jensen_shannon(log_teacher, log_student, beta)
 
 
 def skew_forward_kl_ce(prediction: Tensor, target: Tensor, *, skew: float = 0.1) -> Tensor:
@@ -402,7 +400,7 @@ def skew_forward_kl_ce(prediction: Tensor, target: Tensor, *, skew: float = 0.1)
     name = "skew_forward_kl_ce"
     check_plain(name, "skew", skew, least=0, below=1)
     log_student, log_teacher = _log_softmaxes(*logit_pair(name, prediction, target))
-    return crossed(log_teacher.exp(), _log_mixture(log_teacher, log_student, skew))
+    return crossed(log_teacher.exp(), log_mixture(log_teacher, log_student, skew))
 
 
 def skew_reverse_kl(prediction: Tensor, target: Tensor, *, skew: float = 0.1) -> Tensor:
@@ -435,8 +433,8 @@ def skew_reverse_kl(prediction: Tensor, target: Tensor, *, skew: float = 0.1) ->
     check_plain(name, "skew", skew, least=0, below=1)
     log_student, log_teacher = _log_softmaxes(*logit_pair(name, prediction, target))
     if skew == 0:
-        return _reverse_divergence(log_student, log_teacher)
-    return divergence(log_student, _log_mixture(log_student, log_teacher, skew))
+        return reverse_divergence(log_student, log_teacher)
+    return divergence(log_student, log_mixture(log_student, log_teacher, skew))
 
 
 def total_variation(prediction: Tensor, target: Tensor) -> Tensor:
@@ -870,22 +868,6 @@ def _log_softmaxes(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1)
 
 
-def _reverse_divergence(log_student: Tensor, log_teacher: Tensor) -> Tensor:
-    """KL(p_s ‖ p_t). Where it is +∞, as the teacher alone excludes a class, its gradient is 0, not NaN."""
-    excluded = log_teacher == -inf
-    infinite = (excluded & (log_student > -inf)).any(-1)
-    return torch.where(infinite, inf, divergence(log_student, torch.where(excluded, 0.0, log_teacher)))
-
-
-def _log_mixture(log_p: Tensor, log_q: Tensor, weight: float) -> Tensor:
-    """log(weight · p + (1 − weight) · q)."""
-    if weight == 0:
-        return log_q
-    # Finite also for a class that both exclude, whose gradient would be NaN.
-    log_p, log_q = log_p.clamp(min=-1e30), log_q.clamp(min=-1e30)
-    return torch.logaddexp(log_p + math.log(weight), log_q + math.log1p(-weight))
-
-
 def _confident_errors(prediction: Tensor, target: Tensor, y: Tensor) -> Tensor:
     """The student's error at the label, times the teacher's probability of it, which is held constant."""
     student, teacher = (label_errors(z, y.squeeze(-1)) for z in lifted(prediction, target))
@@ -908,13 +890,6 @@ def _decoupled(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     others = _without(logits, y)
     log_odds = logits.gather(-1, y).squeeze(-1) - others.logsumexp(-1)
     return binary_log_probabilities(log_odds), F.log_softmax(others, dim=-1)
-
-
-def _distributions(labels: Tensor) -> Tensor:
-    """Soft labels; those of an example are NaN unless they sum to 1."""
-    tolerance = 1e-3 if labels.dtype in (torch.float32, torch.float64) else 1e-2
-    total = labels.sum(-1, keepdim=True, dtype=torch.promote_types(labels.dtype, torch.float32))
-    return torch.where((total - 1).abs() <= tolerance, labels, nan)
 
 
 def _batch_probabilities(
