@@ -12,8 +12,8 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -130,18 +130,21 @@ def _autocast(precision: str) -> AbstractContextManager[Any]:
 
 
 def left() -> tuple[float, int]:
-    """Resident memory in MiB, and the number of tensors that are alive."""
+    """Resident memory in MiB, and how many tensors are alive, the compiler's fake ones among them."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     alive = sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
     return pages * 4096 / 2**20, alive
 
 
-def growth(rows: Sequence[dict[str, Any]]) -> float:
-    """How much more memory there is in the last third of some legs than in the middle one, as a share."""
-    third = max(1, len(rows) // 3)
-    resident = [row["resident"] for row in rows]
-    return fmean(resident[-third:]) / fmean(resident[-2 * third : -third] or resident) - 1
+def added(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """MiB that memory grew over the later two thirds of some legs, by the transform of the leg."""
+    found = dict.fromkeys(TRANSFORMS, 0.0)
+    for before, row in list(pairwise(rows))[len(rows) // 3 :]:
+        # After a leg that compiled, the next one resets the compiler and traces nothing.
+        kind = "compiled" if "compiled" in (before["transform"], row["transform"]) else row["transform"]
+        found[kind] += row["resident"] - before["resident"]
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -165,10 +168,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file.write(json.dumps(row) + "\n")
     last = [row for row in rows if row["process"] == rows[-1]["process"]]
     bad = [row["leg"] for row in rows if not row["finite"]]
+    grown = ", ".join(f"{kind} {amount:+.1f}" for kind, amount in added(last).items())
     print(
-        f"{len(rows)} legs of {LEG} steps; not finite in legs {bad or 'none'}. In the last process, of "
-        f"{len(last)} legs: memory {growth(last):+.1%} from its second third to its last, and "
-        f"{last[-1]['tensors']} tensors left."
+        f"{len(rows)} legs of {LEG} steps; not finite in legs {bad or 'none'}. MiB that the later two thirds "
+        f"of the last process' {len(last)} legs added: {grown}."
     )
     return int(bool(bad))
 

@@ -47,7 +47,10 @@ def test_it_goes_on_after_the_last_line_and_reports_what_is_not_finite(tmp_path,
     assert "not finite in legs [2]" in capsys.readouterr().out
 
 
-def test_growth_is_that_of_the_last_third():
-    rows = [{"resident": value} for value in (1.0, 1.0, 2.0, 2.0, 3.0, 3.0)]
-    assert soak.growth(rows) == pytest.approx(0.5)
-    assert soak.growth(rows[:1]) == 0
+def test_what_is_added_counts_for_the_transform_of_the_leg():
+    kinds = ["plain", "plain", "compiled", "plain", "checkpointed", "plain"]
+    rows = [
+        {"transform": kind, "resident": resident}
+        for kind, resident in zip(kinds, (5.0, 5.0, 7.0, 8.0, 8.5, 8.5), strict=True)
+    ]
+    assert soak.added(rows) == {"plain": 0.0, "checkpointed": 0.5, "compiled": 1.0}
