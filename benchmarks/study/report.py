@@ -158,19 +158,21 @@ def cost_rows(name: str) -> Rows:
 def differences_figure(file: Path, settings: Sequence[str], methods: Sequence[str]) -> None:
     """Paired differences from KD with hints, with their intervals: a column a setting, a row a method."""
     runs = lines(RESULTS / "runs.jsonl")
+    every = {setting: scores(runs, setting) for setting in settings}
+    settings = [one for one in settings if any(difference(every[one], method, AGAINST) for method in methods)]
     with plt.rc_context(STYLE):
         width = max(6.5, 2.2 + 2.1 * len(settings))
         drawn, axes = plt.subplots(
             1,
             len(settings),
-            figsize=(width, 1.0 + 0.34 * len(methods)),
+            figsize=(width, 1.3 + 0.34 * len(methods)),
             sharex=True,
             sharey=True,
             layout="constrained",
         )
         for at, setting in enumerate(settings):
             panel = axes[at] if len(settings) > 1 else axes
-            found = scores(runs, setting)
+            found = every[setting]
             panel.axvline(0, color="#444444", linewidth=1)
             pairs = 0
             for row, method in enumerate(methods):
@@ -181,7 +183,7 @@ def differences_figure(file: Path, settings: Sequence[str], methods: Sequence[st
                 colour = "#16a077" if method == "FCFD" else "#4c7fb0" if "FCFD" in method else "#868d98"
                 panel.plot([delta.low, delta.high], [row, row], color=colour, linewidth=2, alpha=0.6)
                 panel.plot(delta.mean, row, "D", color=colour, markersize=6, mec="white")
-            panel.set_title(f"{setting}, up to {pairs} seeds")
+            panel.set_title(f"{setting}\n{pairs} seeds at most")
             panel.grid(axis="x", color="#eeeeee")
             panel.set_axisbelow(True)
             panel.tick_params(axis="y", length=0)

@@ -335,7 +335,7 @@ def test_tables_are_made_of_pairs(tmp_path, monkeypatch):
     assert gain == ("`tiny`", "2", "−5.00 (−68.53 to +58.53)", "", "")
     assert [row[0] for row in report.main_rows("tiny")[2:]] == ["KD", "KD + hints", "FCFD"]
     report.differences_figure(tmp_path / "figure.svg", ["tiny"], ("KD", "FCFD", "DKD"))
-    assert "tiny, up to 2 seeds" in (tmp_path / "figure.svg").read_text()
+    assert "2 seeds at most" in (tmp_path / "figure.svg").read_text()
 
 
 def test_the_tuning_table_marks_the_best(tmp_path, monkeypatch):
