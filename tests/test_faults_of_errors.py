@@ -106,7 +106,7 @@ def test_D1_a_stage_that_returns_no_pair_names_its_path(returned):
 @pytest.mark.parametrize("returned", [None, 1.0, (torch.ones(1), torch.ones(1))], ids=str)
 def test_D1_a_loss_that_returns_no_tensor_names_its_term(returned):
     """`'float' object has no attribute 'mean'`."""
-    with pytest.raises(ValueError, match="term 'own'.*one tensor is wanted"):
+    with pytest.raises(ValueError, match="term 'own'.*one floating tensor is wanted"):
         fcfd.evaluate({"own": Term(lambda *_: returned, "s", "t")}, {"s": torch.ones(1), "t": torch.ones(1)})
 
 

@@ -159,7 +159,7 @@ def test_a_step_over_two_devices():
             for dicts in (nets.params, nets.buffers)
         ),
     )
-    with FakeTensorMode():
+    with FakeTensorMode(allow_non_fake_inputs=True):
         params, buffers = (
             {
                 column: {

@@ -324,7 +324,9 @@ def test_a_term_whose_loss_fails_is_named_whatever_the_error():
     values = {"s": torch.ones(2), "t": torch.ones(2)}
     with pytest.raises(ValueError, match="evaluate: term 'a', 's' towards 't': KeyError: 'no such entry'"):
         fcfd.evaluate({"a": fcfd.Term(loss, "s", "t")}, values)
-    with pytest.raises(ValueError, match="evaluate: term 'a': its loss returned float, where one tensor"):
+    with pytest.raises(
+        ValueError, match="evaluate: term 'a': its loss returned float, where one floating tensor"
+    ):
         fcfd.evaluate({"a": fcfd.Term(lambda a, b: 1.0, "s", "t")}, values)  # type: ignore
 
 

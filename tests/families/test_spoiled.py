@@ -42,8 +42,8 @@ INTEGERS = (
 
 RIGHT = {
     "integers": "binary_cross_entropy.labels mgd.mask",
-    "bytes": "binary_cross_entropy.labels mgd.mask prototype_info_nce.labels crd_nce.index crd_nce.negatives "
-    + INTEGERS,
+    "bytes": "binary_cross_entropy.labels box_deltas.labels mgd.mask prototype_info_nce.labels crd_nce.index "
+    "crd_nce.negatives " + INTEGERS,
     "floats": "binary_cross_entropy.labels mgd.mask",
     "no axis": ANY_AXES,
     "one axis less": f"{ANY_AXES} {ONE_EXAMPLE}",
