@@ -7,6 +7,7 @@ All that the library needs of `torch.utils._pytree` is here, because that module
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -57,6 +58,16 @@ def clone(tree: Any) -> Any:
 def detach(tree: Any) -> Any:
     """The tree with every tensor cut from autograd's graph."""
     return map_tensors(Tensor.detach, tree)
+
+
+def cast(tree: Any, dtype: torch.dtype) -> Any:
+    """The tree with its floating tensors in another type."""
+    return map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, tree)
+
+
+def moved(tree: Any, device: torch.device) -> Any:
+    """The tree with every tensor on a device."""
+    return map_tensors(lambda tensor: tensor.to(device), tree)
 
 
 def shape(tensor: Tensor) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ._text import check_type, listing
-from ._tree import flatten, leaves, map_tensors, shape, tensors
+from ._tree import cast, flatten, leaves, map_tensors, moved, shape, tensors
 from .bridges import MultiBridge, bridge
 from .copying.copies import places
 from .layouts import Layout, channels_last, grid, parse
@@ -346,14 +346,8 @@ def _run_fitted(
     buffers: Buffers,
     x: Any,
 ) -> tuple[Any, dict[str, Tensor]]:
-    here = map_tensors(lambda tensor: tensor.to(device), x)
-    y, new = run(params, buffers, cast(here, reads))
+    y, new = run(params, buffers, cast(moved(x, device), reads))
     return cast(y, writes), new
-
-
-def cast(value: Any, dtype: torch.dtype) -> Any:
-    """The value with its floating tensors in another type."""
-    return map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, value)
 
 
 def _is_text(batch: Any) -> bool:

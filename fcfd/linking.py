@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ._text import check_integer, check_mapping, check_type, listing, table
-from ._tree import map_tensors, shape, tensors
-from .bridging import Builder, build, by_builder, cast, column_of, entries_read, layouts_of, needed
+from ._tree import cast, map_tensors, shape, tensors
+from .bridging import Builder, build, by_builder, column_of, entries_read, layouts_of, needed
 from .layouts import into_form
 from .matching import match
 from .paths import bridged, crosses, crossings, depth, expand, is_bridged, listed, plan, pure

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ._reading import Reading
 from ._text import check_mapping, check_type
-from ._tree import map_tensors, tensors
+from ._tree import cast as cast_tree, moved, tensors
 from .stages import Buffers, Column, Params, Stage
-from .transforms import check_column
+from .transforms import check_column, each
 
 
 def cast(stages: Column, dtype: torch.dtype) -> Column:
@@ -51,12 +51,7 @@ def cast(stages: Column, dtype: torch.dtype) -> Column:
     check_type("cast", "dtype", dtype, torch.dtype, "a floating type of torch")
     if not dtype.is_floating_point:
         raise TypeError(f"cast: dtype is {dtype}; give a floating type, such as torch.bfloat16.")
-    alone = tuple(stage if stage is None else partial(_without_autocast, stage) for stage in stages)
-    return _reading(alone, partial(_cast, dtype=dtype))
-
-
-def _cast(tree: Any, dtype: torch.dtype) -> Any:
-    return map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, tree)
+    return each(each(stages, _without_autocast), _converted, partial(cast_tree, dtype=dtype))
 
 
 def _without_autocast(
@@ -91,11 +86,7 @@ def placed(stages: Column, device: torch.device | str) -> Column:
     """
     check_column("placed", stages)
     check_type("placed", "device", device, (torch.device, str), "a device")
-    return _reading(stages, partial(_moved, device=torch.device(device)))
-
-
-def _moved(tree: Any, device: torch.device) -> Any:
-    return map_tensors(lambda tensor: tensor.to(device), tree)
+    return each(stages, _converted, partial(moved, device=torch.device(device)))
 
 
 def gathered(stages: Column) -> Column:
@@ -120,7 +111,7 @@ def gathered(stages: Column) -> Column:
         torch.Size([1, 2])
     """
     check_column("gathered", stages)
-    return tuple(stage if stage is None else partial(_gathered, stage) for stage in stages)
+    return each(stages, _gathered)
 
 
 def _gathered(stage: Stage, params: Params, buffers: Buffers, x: Any) -> tuple[Any, dict[str, Tensor]]:
@@ -181,11 +172,6 @@ def spread(params: Params, mesh: Any, *placements: Any) -> dict[str, nn.Paramete
         held = distribute_tensor(tensor.detach(), mesh, fitting)
         found[name] = nn.Parameter(held, requires_grad=tensor.requires_grad)
     return found
-
-
-def _reading(stages: Column, convert: Callable[[Any], Any]) -> Column:
-    """A column that converts whatever it reads."""
-    return tuple(stage if stage is None else partial(_converted, stage, convert) for stage in stages)
 
 
 def _converted(

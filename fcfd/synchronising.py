@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .stages import Buffers, Column, Params, Stage
-from .transforms import check_column
+from .transforms import check_column, each
 
 
 def synchronised(stages: Column, group: Any = None) -> Column:
@@ -40,7 +40,7 @@ def synchronised(stages: Column, group: Any = None) -> Column:
         ```
     """
     check_column("synchronised", stages)
-    return tuple(stage if stage is None else partial(_run, stage, group) for stage in stages)
+    return each(stages, _run, group)
 
 
 def _run(stage: Stage, group: Any, params: Params, buffers: Buffers, x: Any) -> tuple[Any, dict[str, Tensor]]:

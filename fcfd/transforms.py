@@ -1,6 +1,6 @@
 """Transforms of columns: functions from stages to stages, which compose, and of which no loss knows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import FunctionType
 from typing import Any
@@ -28,6 +28,11 @@ def check_column(function: str, stages: Any) -> None:
     for at, stage in enumerate(stages):
         if stage is not None:
             check_callable(function, f"stages[{at}]", stage)
+
+
+def each(stages: Column, run: Callable[..., Any], *given: Any) -> Column:
+    """The column of `run(stage, *given, params, buffers, x)`, in which what is missing stays so."""
+    return tuple(None if stage is None else partial(run, stage, *given) for stage in stages)
 
 
 def compiled(stages: Column, **options: Any) -> Column:
@@ -89,7 +94,7 @@ def checkpointed(stages: Column) -> Column:
         torch.Size([1, 2])
     """
     check_column("checkpointed", stages)
-    return tuple(stage if stage is None else partial(_recomputed, stage) for stage in stages)
+    return each(stages, _recomputed)
 
 
 def _recomputed(

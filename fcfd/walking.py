@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._text import check_mapping, check_number, check_type, table
-from ._tree import detach, map_tensors, shapes, tensors
+from ._tree import detach, moved, shapes, tensors
 from .paths import Step, crosses, expand, plan as plan_of, step
 from .stages import Buffers, Column, Params, Stage
 from .terms import Term, Terms, check_terms, is_batch_data, path_names, present, reads
@@ -309,8 +309,8 @@ def _part(name: str, term: Term, values: Mapping[str, Any]) -> Tensor:
 
 def _beside(prediction: Any, targets: list[Any]) -> list[Any]:
     """Targets on the device of what is compared with them."""
-    device = next((tensor.device for tensor in tensors(prediction)), None)
-    return [map_tensors(lambda tensor: tensor.to(device), target) for target in targets]
+    found = tensors(prediction)
+    return [moved(target, found[0].device) for target in targets] if found else targets
 
 
 def _value(name: str, path: str, values: Mapping[str, Any]) -> Any:
