@@ -57,8 +57,10 @@ def chosen(*kinds: str) -> dict[str, Term]:
 
 
 PKD = {"pkd": Term(multi_level(losses.pkd), "s>t", "t")}
+LONGER = "labels, as long as FCFD"
 METHODS: dict[str, Terms] = {
     "labels": chosen(),
+    LONGER: chosen(),
     "hints": chosen("feature"),
     "PKD": chosen() | PKD,
     "KD of heads": chosen("kl/ss", "delta/ss"),
@@ -67,6 +69,8 @@ METHODS: dict[str, Terms] = {
     "FCFD": ALL,
 }
 """What a student learns from. `crossed heads` is CrossKD's idea in a detector of two stages."""
+LENGTHS = {LONGER: 2.5}
+"""Steps, as a multiple of the setting's: a step of FCFD takes 2.5 of the labels' on a CPU."""
 
 
 class Setting(NamedTuple):
@@ -174,6 +178,8 @@ class Here(NamedTuple):
 
 def batches(count: int, batch: int, steps: int, *, seed: int, begin: int = 0) -> Any:
     """Numbers of images for each step, in an order of each epoch; a function of its arguments."""
+    if count < batch:
+        raise ValueError(f"detect: {count} images are less than a batch of {batch}; give --batch.")
     each = count // batch
     for step in range(begin, steps):
         order = torch.randperm(count, generator=torch.Generator().manual_seed(1000 * seed + step // each))
@@ -274,6 +280,10 @@ def learn(
     }
     propose = detection.proposals(student)
     began = time.process_time()
+    if setting.batch % here.world:
+        raise ValueError(
+            f"detect: {here.world} processes cannot share a batch of {setting.batch} evenly; give --batch."
+        )
     batch = setting.batch // here.world
     with tqdm(total=setting.steps, initial=state["step"], desc=folder.name, disable=here.rank > 0) as bar:
         for step, numbers in batches(len(data), setting.batch, setting.steps, seed=seed, begin=state["step"]):
@@ -324,7 +334,7 @@ def score(model: nn.Module, test: Sequence[Sample] | Coco, device: str) -> dict[
 # Commands
 
 
-def on_scenes(setting: Setting, seeds: int, emoji: Path, folder: Path) -> dict[str, Any]:
+def on_scenes(setting: Setting, seeds: Sequence[int], emoji: Path, folder: Path) -> dict[str, Any]:
     """Every method with every seed; runs that are finished are not run again."""
     train, test = art(emoji, "train"), art(emoji, "test")
     data = [scene(train, f"train {at}", setting.side) for at in tqdm(range(setting.scenes), desc="scenes")]
@@ -335,15 +345,14 @@ def on_scenes(setting: Setting, seeds: int, emoji: Path, folder: Path) -> dict[s
     learn(folder / "teacher", teacher, None, "labels", data, held_out, seed=0, setting=own, here=Here())
     of_teacher = score(teacher, held_out, "cpu")
     rows = []
-    for seed in range(seeds):
+    for seed in seeds:
         for method in METHODS:
             torch.manual_seed(seed)
             student = small_student(setting.side)
             there = folder / f"{method} {seed}"
+            own = setting._replace(steps=round(setting.steps * LENGTHS.get(method, 1)))
             rows.append(
-                learn(
-                    there, student, teacher, method, data, held_out, seed=seed, setting=setting, here=Here()
-                )
+                learn(there, student, teacher, method, data, held_out, seed=seed, setting=own, here=Here())
             )
             if seed == 0 and method == "FCFD":
                 picture(student, held_out[:6], folder / "detections.png")
@@ -435,21 +444,22 @@ def table(results: Mapping[str, Any]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.detect", description=__doc__.splitlines()[0])
     parser.add_argument("--emoji", type=Path, help="the unpacked package emoji-datasource-google")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=range(5), help="processes can share them")
     parser.add_argument(
         "--quick", action="store_true", help="a few minutes: fewer scenes and steps, one seed"
     )
     parser.add_argument("--steps", type=int, help="of a student, instead of the setting's")
+    parser.add_argument("--batch", type=int, help="of all processes together, instead of the setting's")
     parser.add_argument("--data", type=Path, help="a folder in COCO's format: train on that instead")
     parser.add_argument("--pair", choices=PAIRS, default="resnet101-resnet18")
-    parser.add_argument("--method", choices=METHODS, default="FCFD")
+    parser.add_argument("--method", choices=[name for name in METHODS if name not in LENGTHS], default="FCFD")
     parser.add_argument("--teacher", type=Path, help="a state dict of the pair's teacher, for --data")
     parser.add_argument("--side", type=int, default=800, help="the shorter side of images, for --data")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "detect", help="where runs are kept")
     options = parser.parse_args(arguments)
     setting = PUBLISHED if options.data else QUICK if options.quick else Setting()
-    if options.steps is not None:
-        setting = setting._replace(steps=options.steps)
+    own = {name: getattr(options, name) for name in ("steps", "batch")}
+    setting = setting._replace(**{name: value for name, value in own.items() if value is not None})
     if options.data is None and options.emoji is None:
         parser.error("give --emoji, the folder of emoji-datasource-google, or --data, one in COCO's format")
     folder = options.out / ("quick" if options.quick else "coco" if options.data else "scenes")
@@ -462,7 +472,7 @@ def main(arguments: list[str] | None = None) -> None:
                 setting, pair, options.method, options.data, options.teacher, side, here, folder
             )
         else:
-            results = on_scenes(setting, 1 if options.quick else options.seeds, options.emoji, folder)
+            results = on_scenes(setting, [0] if options.quick else options.seeds, options.emoji, folder)
     except ValueError as error:
         parser.error(str(error))
     finally:

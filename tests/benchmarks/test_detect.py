@@ -115,13 +115,13 @@ def test_every_method_reads_what_its_name_says():
     assert {"kl/st", "delta/st"} < {*detect.METHODS["crossed heads"]}
 
 
-def run(emoji, folder, setting=TINY, method="FCFD"):
+def run(emoji, folder, setting=TINY, method="FCFD", world=1):
     art = scenes.art(emoji, "train")
     data = [scenes.scene(art, f"{at}", 64) for at in range(8)]
     torch.manual_seed(0)
     teacher, student = detect.small_teacher(64), detect.small_student(64)
     result = detect.learn(
-        folder, student, teacher, method, data, data[:2], seed=0, setting=setting, here=detect.Here()
+        folder, student, teacher, method, data, data[:2], seed=0, setting=setting, here=detect.Here(0, world)
     )
     return student, result
 
@@ -171,12 +171,30 @@ def test_coco_is_one_command(emoji, tmp_path, processes):
         if processes == 1
         else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     )
-    command = [sys.executable, *launch, "benchmarks.detect", "--data", str(folder), "--steps", "2"]
-    command += ["--pair", "resnet50-mobilenet_v2", "--side", "64", "--out", str(tmp_path / "runs")]
+    command = [sys.executable, *launch, "benchmarks.detect", "--data", str(folder)]
+    command += [
+        "--steps",
+        "2",
+        "--batch",
+        "2",
+        "--pair",
+        "resnet50-mobilenet_v2",
+        "--side",
+        "64",
+        "--out",
+        str(tmp_path / "runs"),
+    ]
     subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600)
     results = json.loads((tmp_path / "runs" / "coco" / "detect.json").read_text())
     assert results["pair"] == "resnet50-mobilenet_v2"
     assert 0 <= results["runs"][0]["AP50"] <= 1
+
+
+def test_a_batch_that_cannot_be_filled_or_shared_is_refused(emoji, tmp_path):
+    with pytest.raises(ValueError, match="8 images are less than a batch of 16; give --batch"):
+        run(emoji, tmp_path, setting=TINY._replace(batch=16))
+    with pytest.raises(ValueError, match="3 processes cannot share a batch of 2 evenly"):
+        run(emoji, tmp_path, world=3)
 
 
 def test_a_command_without_data_is_refused(capsys):
