@@ -300,8 +300,8 @@ def learn(
             optimizer.step()
             fcfd.write_buffers_(student, aux.buffers["s"])
             bar.update()
-            if step + 1 in scored and here.rank == 0:
-                state["scores"].append(score(student, test, here.device))
+            if step + 1 in scored:
+                state["scores"].append(score(student, test, here))
                 bar.set_postfix(AP50=f"{state['scores'][-1]['AP50']:.3f}")
             if (step + 1) % KEEP == 0 or step + 1 == setting.steps:
                 state |= {"step": step + 1, "seconds": state["seconds"] + time.process_time() - began}
@@ -317,14 +317,17 @@ def learn(
 
 
 @torch.no_grad()
-def score(model: nn.Module, test: Sequence[Sample] | Coco, device: str) -> dict[str, float]:
-    """AP at an overlap of one half, and the mean over ten overlaps, as COCO counts them."""
+def score(model: nn.Module, test: Sequence[Sample] | Coco, here: Here) -> dict[str, float]:
+    """AP at an overlap of one half, and the mean over ten overlaps, as COCO counts them.
+
+    Each process looks at its share of the images; the metric gathers what they found.
+    """
     training = model.training
     model.eval()
     metric = MeanAveragePrecision(backend="faster_coco_eval")
-    for at in range(len(test)):
+    for at in range(here.rank, len(test), here.world):
         image, target = test[at]
-        (found,) = model([image.to(device)])
+        (found,) = model([image.to(here.device)])
         metric.update([{name: one.cpu() for name, one in found.items()}], [target])
     model.train(training)
     result = metric.compute()
@@ -343,7 +346,7 @@ def on_scenes(setting: Setting, seeds: Sequence[int], emoji: Path, folder: Path)
     teacher = small_teacher(setting.side)
     own = setting._replace(steps=setting.teacher_steps)
     learn(folder / "teacher", teacher, None, "labels", data, held_out, seed=0, setting=own, here=Here())
-    of_teacher = score(teacher, held_out, "cpu")
+    of_teacher = score(teacher, held_out, Here())
     rows = []
     for seed in seeds:
         for method in METHODS:

@@ -171,19 +171,9 @@ def test_coco_is_one_command(emoji, tmp_path, processes):
         if processes == 1
         else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     )
-    command = [sys.executable, *launch, "benchmarks.detect", "--data", str(folder)]
-    command += [
-        "--steps",
-        "2",
-        "--batch",
-        "2",
-        "--pair",
-        "resnet50-mobilenet_v2",
-        "--side",
-        "64",
-        "--out",
-        str(tmp_path / "runs"),
-    ]
+    size = ["--steps", "2", "--batch", "4", "--side", "64"]
+    where = ["--data", str(folder), "--out", str(tmp_path / "runs")]
+    command = [sys.executable, *launch, "benchmarks.detect", "--pair", "resnet50-mobilenet_v2", *size, *where]
     subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600)
     results = json.loads((tmp_path / "runs" / "coco" / "detect.json").read_text())
     assert results["pair"] == "resnet50-mobilenet_v2"
