@@ -173,24 +173,19 @@ def by_builder(builder: Builder, bridges: Iterable[str], values: Mapping[str, An
     return found
 
 
-def entries_read(
-    bridges: Iterable[str], paths: Iterable[str], networks: Mapping[str, Network]
-) -> dict[str, frozenset[str]]:
-    """The entries of a dict of tensors that a bridge must lead to, where the next stage does not read all.
+def places_read(
+    bridges: Iterable[str], paths: Iterable[str], read: Mapping[str, frozenset[int]]
+) -> dict[str, frozenset[int]]:
+    """The tensors of a feature that a bridge must lead to, where the next stage does not read all of them.
 
     Args:
         bridges: The paths of the bridges.
         paths: What will be walked: a bridged feature that stands among them is wanted whole.
-        networks: The networks, with what their stages read.
+        read: By a network's feature, the places of the tensors that its next stage reads.
     """
     whole = {*needed(path for path in paths if is_bridged(path))}
-    found = {}
-    for name in bridges:
-        one = step(name)
-        reads = networks[name[-1]].reads[one.at + 1 : one.at + 2]
-        if name not in whole and reads and reads[0] is not None:
-            found[name] = reads[0]
-    return found
+    ends = {name: counterpart(name) for name in bridges if name not in whole}
+    return {name: read[end] for name, end in ends.items() if end in read}
 
 
 def build(
@@ -198,7 +193,7 @@ def build(
     values: Mapping[str, Any],
     layouts: Mapping[str, Layout],
     own: Mapping[str, nn.Module],
-    reads: Mapping[str, frozenset[str]],
+    reads: Mapping[str, frozenset[int]],
 ) -> dict[str, nn.ModuleDict]:
     """The modules of bridges, by column and by the stage that they follow.
 
@@ -207,7 +202,7 @@ def build(
         values: The networks' features on the example, in the form that bridges read.
         layouts: How the networks hand out these features.
         own: The user's own bridges by path.
-        reads: As `entries_read` gives them.
+        reads: As `places_read` gives them.
 
     Raises:
         ValueError: A bridge of the user's is needed nowhere, stands twice or returns the wrong shape, or
@@ -250,7 +245,7 @@ def _made(
     target: Any,
     layouts: tuple[Layout | None, Layout | None],
     batches: tuple[Any, Any],
-    reads: frozenset[str] | None = None,
+    reads: frozenset[int] | None = None,
 ) -> nn.Module:
     """A bridge, or one for each pair of tensors: as many lead to as many; from one or to one, all to all."""
     if isinstance(source, Tensor) and isinstance(target, Tensor):
@@ -285,10 +280,9 @@ def _made(
             f"belong together. Cut both into as many, or say it: bridges={{{name!r}: "
             "fcfd.bridges.multi_bridge(...)}."
         )
-    names = list(target) if isinstance(target, Mapping) and len(target) == len(targets) else []
     rows: list[dict[int, nn.Module]] = []
     for here, leaf in enumerate(targets):
-        if reads is not None and names and names[here] not in reads:
+        if reads is not None and here not in reads:
             rows.append({})
             continue
         places = [here] if pairs else range(len(sources))

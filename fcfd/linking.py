@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ._text import check_integer, check_mapping, check_type, listing, table
-from ._tree import cast, map_tensors, shape, tensors
-from .bridging import Builder, build, by_builder, column_of, entries_read, layouts_of, needed
+from ._tree import cast, flatten, map_tensors, shape, tensors, unflatten
+from .bridging import Builder, build, by_builder, column_of, layouts_of, needed, places_read
 from .layouts import into_form
 from .matching import match
 from .paths import bridged, crosses, crossings, depth, expand, is_bridged, listed, plan, pure
@@ -78,7 +78,7 @@ def link(
     random state changes. It shows the features' shapes, and whether they are taken after a ReLU (then none
     is negative), which decides the bridges' last layer. Features of several tensors, such as pyramids, are
     bridged tensor by tensor where both have as many, and every one to every one where one of them has one.
-    What no later stage reads, and no path asks for, has no bridge.
+    What the next stage does not read, and no path asks for, has no bridge.
 
     Link after `.to(device)`: buffers are held by reference, and a module that moves gets new ones.
 
@@ -144,10 +144,11 @@ def link(
         own = by_builder(bridges, wanted, values)
     else:
         own = _by_path("bridges", bridges, nn.Module)
+    unread = places_read(wanted, paths, _read(networks, values, example))
     read = layouts_of(wanted, networks, values, stated, own)
     for path, layout in read.items():
         values[path] = map_tensors(partial(into_form, layout=layout), values[path])
-    modules = build(wanted, values, read, own, entries_read(wanted, paths, networks))
+    modules = build(wanted, values, read, own, unread)
     columns = {}
     for letter, network in networks.items():
         columns[letter] = laid_out(network.stages, [read.get(pure(letter, at)) for at in range(1, count)])
@@ -230,6 +231,52 @@ def _features(letter: str, networks: Mapping[str, Network], example: Any) -> lis
     with torch.no_grad(), torch.random.fork_rng():
         values, _ = walk(paths, columns, {letter: network.params}, {letter: network.buffers}, {"": example})
     return [_in_own_precision(network, values[path]) for path in paths]
+
+
+def _read(
+    networks: Mapping[str, Network], values: Mapping[str, Any], example: Any
+) -> dict[str, frozenset[int]]:
+    """Of each feature of several tensors, the places of those that the network's next stage reads.
+
+    A network may know it; of others a backward pass on the example tells.
+    """
+    found = {}
+    for letter, network in networks.items():
+        for at in range(1, len(network.stages)):
+            path = pure(letter, at)
+            if len(tensors(values[path])) > 1:
+                known = network.reads[at] if network.reads else None
+                if known is not None:
+                    found[path] = frozenset(
+                        [place for place, name in enumerate(values[path]) if name in known]
+                    )
+                elif places := _with_gradient(networks, letter, at, values[path], example):
+                    found[path] = places
+    return found
+
+
+def _with_gradient(
+    networks: Mapping[str, Network], letter: str, at: int, feature: Any, example: Any
+) -> frozenset[int]:
+    """The places of a feature's tensors that have a gradient through the next stage; none if none tells."""
+    parts, form = flatten(feature)
+    if not all(isinstance(part, Tensor) for part in parts) or torch.is_inference_mode_enabled():
+        return frozenset()
+    columns, network = {other: networks[other].stages for other in networks}, networks[letter]
+    with torch.enable_grad(), torch.random.fork_rng():
+        asked = [part.detach().requires_grad_(part.is_floating_point()) for part in parts]
+        copies = [part.clone() for part in asked]  # a stage may begin with an operation in place
+        given, end = {"": example, pure(letter, at): unflatten(copies, form)}, pure(letter, at + 1)
+        found, _ = walk([end], columns, {letter: network.params}, {letter: network.buffers}, given)
+        ends = [
+            value.sum() for value in tensors(found[end]) if value.requires_grad and value.is_floating_point()
+        ]
+        floating = {place: part for place, part in enumerate(asked) if part.requires_grad}
+        slopes: Sequence[Tensor | None] = ()
+        if ends and floating:
+            slopes = torch.autograd.grad(ends, [*floating.values()], allow_unused=True)
+    read = {place for place, slope in zip(floating, slopes, strict=False) if slope is not None}
+    return frozenset(read | ({*range(len(parts))} - floating.keys())) if read else frozenset()
 
 
 def _in_own_precision(network: Network, feature: Any) -> Any:

@@ -301,6 +301,51 @@ def test_features_that_hold_more_than_tensors_need_a_bridge_of_one_s_own():
         fcfd.link(networks, example=batch()[0])
 
 
+class Two(nn.Module):
+    """Hands out more than is read."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, width, 3), nn.Conv2d(3, width, 3, 2)
+
+    def forward(self, x):
+        return {"unread": self.first(x), "read": self.second(x)}
+
+
+class ReadsOne(nn.Module):
+    """Reads one map of two, and begins in place."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.last = nn.Linear(width, 5)
+
+    def forward(self, maps):
+        return self.last(maps["read"].relu_().mean((2, 3)))
+
+
+def test_what_the_next_stage_does_not_read_has_no_bridge_unless_a_path_compares_it():
+    torch.manual_seed(0)
+    models = {
+        letter: nn.ModuleList([Two(width), ReadsOne(width)]) for letter, width in {"t": 6, "s": 4}.items()
+    }
+    networks = {letter: fcfd.split([*parts]) for letter, parts in models.items()}
+    images, before = torch.rand(2, 3, 8, 8), snapshot(*models.values())
+    with torch.random.fork_rng():  # bridges draw their weights
+        nets = fcfd.link(networks, example=images, paths=("st", "ts"))
+    assert_unchanged(before, *models.values())
+    assert all(own.grad is None for model in models.values() for own in model.parameters())
+    rows = {column: [len(row) for row in built["0"].rows] for column, built in nets.bridges.items()}
+    assert rows == {"s>t": [0, 1], "t>s": [0, 1]}
+    values, _ = fcfd.walk(fcfd.plan(("st", "ts")), *nets.columns, {"": images})
+    (values["st"].sum() + values["ts"].sum()).backward()
+    assert all(own.grad is not None for own in nets.bridges.parameters())
+    nets = fcfd.link(networks, example=images, paths=("st", "s>t"))
+    assert [len(row) for row in nets.bridges["s>t"]["0"].rows] == [1, 1]
+    with torch.inference_mode():  # nothing tells there
+        nets = fcfd.link(networks, example=images, paths=("st",))
+    assert [len(row) for row in nets.bridges["s>t"]["0"].rows] == [1, 1]
+
+
 def test_a_pyramid_of_another_form_is_refused():
     two = [torch.ones(1), torch.ones(1)]
     with pytest.raises(
