@@ -6,6 +6,7 @@
 import argparse
 import csv
 import gc
+import io
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import platform
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, median, quantiles, stdev
 from time import perf_counter
@@ -117,14 +119,15 @@ def geometric_mean(ratios: Iterable[float]) -> float:
 # Memory and operations
 
 
-def peak_memory(call: Call, *, device: str = "cpu") -> int:
-    """Bytes that a call holds at its worst, beyond what was held before it; the second of two calls counts.
+def peak_memory(call: Call, *, device: str = "cpu", warm_up: bool = True) -> int:
+    """Bytes that a call holds at its worst, beyond what was held before it; by default that of a second call.
 
     On a GPU it is what the caching allocator counts. On the CPU it is the running sum of every allocation and
     release that PyTorch's profiler records, oneDNN's workspaces included; memory that does not come from
     PyTorch's allocator (Python's own, BLAS's) is left out.
     """
-    call()
+    if warm_up:
+        call()
     gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()
@@ -133,14 +136,34 @@ def peak_memory(call: Call, *, device: str = "cpu") -> int:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
+    return max(accumulate(_allocations(call), initial=0))
+
+
+def held_memory(call: Call, *, device: str = "cpu") -> int:
+    """Bytes that are held when a call has returned, for as long as its result lives; that of a second call.
+
+    Of a forward pass, it is what autograd keeps for the backward pass, and the loss. Counted as the peak is.
+    """
+    call()
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        result = call()
+        torch.cuda.synchronize()
+        held = torch.cuda.memory_allocated() - before
+        del result
+        return held
+    return sum(_allocations(call))
+
+
+def _allocations(call: Call) -> list[int]:
+    """The bytes of every allocation on the CPU, in order; those of a release are negative."""
     with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
-        call()
+        result = call()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = worst = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        worst = max(worst, held)
-    return worst
+    del result
+    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -221,15 +244,22 @@ def parser(description: str | None, folder: str) -> argparse.ArgumentParser:
 
 
 def publish(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], **about: Any) -> None:
-    """Write the rows as `name.csv`, and with all that is known about them as `name.json`."""
+    """Write the rows as `name.csv`, and with all that is known about them as `name.json`.
+
+    A program calls it anew with every row, so that one that is stopped leaves what it has measured. Each file
+    is replaced as a whole: there is no moment at which it is half written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     record = {**about, "rows": list(rows)}
-    (folder / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    fields = list(dict.fromkeys(key for row in rows for key in row))
-    with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fields)
-        writer.writeheader()
-        writer.writerows(rows)
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    texts = {"json": json.dumps(record, indent=1, ensure_ascii=False) + "\n", "csv": table.getvalue()}
+    for kind, text in texts.items():
+        new = folder / f".{name}.{kind}"
+        new.write_text(text, encoding="utf-8", newline="")
+        new.replace(folder / f"{name}.{kind}")
 
 
 def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, mark: str = "◀") -> None:

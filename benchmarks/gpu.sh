@@ -3,54 +3,74 @@
 # pytest, without a network:
 #
 #   benchmarks/gpu.sh                          on the GPU
-#   benchmarks/gpu.sh --device cpu --quick     a dry run of a few minutes
+#   benchmarks/gpu.sh --device cpu --quick     a dry run: tiny networks, one thing compiled, and that traced only
 #
-# Results go to $OUT, or to benchmarks/results/<torch version>, as gpu-*.json and gpu.log. Every part runs,
-# whatever became of the one before it; the exit status is 0 if all passed.
+# Results go to $OUT, or to benchmarks/results/<torch version>, as gpu-*.json and gpu.log, each record as soon as
+# it is measured. The parts that decide most come first, what compiles longest last. A part whose time runs out
+# is stopped, keeps what it has, and is named; that is no failure, unless it has nothing. Whatever becomes of a
+# part, the next one runs. The exit status is 0 if none failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD" PYTHONUNBUFFERED=1
 python=${PYTHON:-python3}
-device=cuda quick= eager= modes=
+device=cuda quick= total=465 stretch=1
 while [ $# -gt 0 ]; do
   case $1 in
     --device) device=$2; shift 2 ;;
-    --quick) quick=--quick modes="--teacher eval" eager="--variants KD stand-in fcfd"; shift ;;
+    --quick) quick=--quick total=870 stretch=3; shift ;;
     *) echo "gpu.sh: unknown option $1" >&2; exit 2 ;;
   esac
 done
-version=$("$python" -c 'import torch; print(torch.__version__.partition("+")[0])') || exit 2
-out=${OUT:-benchmarks/results/$version}
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-mkdir -p "$out"
-status=0
-
-part() { # part NAME SECONDS MODULE [ARGUMENT...]: one benchmark, stopped after so many seconds
-  local name=$1 limit=$2 module=$3 begun=$SECONDS
-  shift 3
-  echo "== $name"
-  timeout "$limit" "$python" -m "benchmarks.$module" --device "$device" --out "$work" --name "gpu-$name" "$@"
-  local code=$?
-  [ $code -eq 0 ] || { status=1; echo "== $name FAILED with status $code"; }
-  cp "$work/gpu-$name.json" "$out" || status=1
-  echo "== $name took $((SECONDS - begun)) s"
-}
-
-all() {
-  part check 80 device_check
-  part step-cifar 130 step $quick --dtype float32 $modes --minutes 1.4 --seconds 3
-  part step-cifar-bf16 95 step $quick --dtype bfloat16 --teacher eval --batch 64 256 --minutes 1 --seconds 3 $eager
-  part step-imagenet 70 step $quick --imagenet --dtype bfloat16 --teacher eval --minutes 0.6 --seconds 5 $eager
-  part memory 60 memory $quick --minutes 0.8 --seconds 3
-  part timeline 40 timeline $quick --minutes 0.4
-  part losses 55 losses $quick --compile none --seconds 0.1 --minutes 0.7
-  return $status
-}
-
 if [ "$device" = cuda ]; then
   "$python" -c 'import torch; raise SystemExit(not torch.cuda.is_available())' || { echo "gpu.sh: no GPU" >&2; exit 2; }
 fi
+version=$("$python" -c 'import torch; print(torch.__version__.partition("+")[0])') || exit 2
+out=${OUT:-benchmarks/results/$version}
+mkdir -p "$out"
+rm -f "$out"/gpu-*.json "$out/gpu.log"
+status=0 summary=
+
+part() { # part NAME SECONDS MODULE [ARGUMENT...]: one benchmark, stopped after so many seconds
+  local name=$1 limit=$(($2 * stretch)) module=$3 begun=$SECONDS left=$((total - SECONDS)) end=finished
+  shift 3
+  [ $limit -le $left ] || limit=$left
+  if [ $limit -lt 10 ]; then
+    summary+="$name: LEFT OUT, the time is over"$'\n'
+    return
+  fi
+  echo "== $name"
+  timeout "$limit" "$python" -m "benchmarks.$module" $quick --device "$device" --out "$out" --name "gpu-$name" "$@"
+  case $? in
+    0) ;;
+    124) end="STOPPED after $limit s, what it has is kept" ;;
+    *) end=FAILED status=1 ;;
+  esac
+  rm -f "$out/gpu-$name".csv "$out/gpu-$name".svg "$out/.gpu-$name".*
+  if [ ! -s "$out/gpu-$name.json" ]; then end+=", and has NOTHING" status=1; fi
+  summary+="$name: $end ($((SECONDS - begun)) s)"$'\n'
+}
+
+step() { # step NAME SECONDS [ARGUMENT...]: the eager forms named first, and what is to be compiled if not in a hurry
+  part "$1" "$2" step --teacher eval --seconds 3 "${@:3}"
+}
+
+all() {
+  local base=(stand-in fcfd "fcfd lean") whole=("fcfd whole") last=("fcfd graphs" "fcfd lean whole" "fcfd stages")
+  local trace=()
+  if [ -n "$quick" ]; then whole=() last=("fcfd stages") trace=(--backend eager); fi
+  step step 110 --dtype float32 --minutes 1.3 --variants KD "${base[@]}" "${whole[@]}"
+  part memory 65 memory --measure memory time --minutes 0.9 --seconds 2 \
+    --pairs "150k tokens" cifar vit "32k tokens" imagenet "resnet to vit"
+  part check 50 device_check
+  step step-paths 90 --dtype float32 --paths 4 --minutes 1.1 \
+    --variants "${base[@]}" "fcfd batched" "${whole[@]}" "${whole[@]/whole/batched whole}"
+  part losses 45 losses --compile none --seconds 0.1 --minutes 0.6
+  step step-half 75 --dtype bfloat16 --pair cifar imagenet --minutes 1 --variants "${base[@]}" "${whole[@]}"
+  step step-compiled 100 --dtype float32 --minutes 1.3 "${trace[@]}" --variants stand-in fcfd "${last[@]}"
+  printf '== in all\n%s' "$summary"
+  return $status
+}
+
 all > >(tee "$out/gpu.log") 2>&1
 code=$?
 echo "gpu.sh: $SECONDS s, status $code"

@@ -256,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = command.parse_args(arguments)
 
     others, status = contenders()
-    deadline = perf_counter() + 60 * options.minutes
+    deadline, about = perf_counter() + 60 * options.minutes, environment(options.device)
     found: list[dict[str, Any]] = []
     for case in cases(others, options.device, quick=options.quick, only=options.only):
         if perf_counter() > deadline:
@@ -267,6 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found += measure(
             case, options.device, compiled=compiled, seconds=0.05 if options.quick else options.seconds
         )
+        publish(options.out, options.name or options.device, found, environment=about, beside=status)
     columns = ("loss", "size", "mode", "median", "peak MiB", "operations", "time, memory to fcfd's", "")
     show("Losses, forward and backward", columns, lines(found))
     if options.compiled == "some":
@@ -279,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"the memory of fcfd (geometric means of {total['rows']}); faster in {total['faster in']}."
         )
     name = options.name or options.device
-    publish(options.out, name, found, environment=environment(options.device), beside=status, overall=totals)
+    publish(options.out, name, found, environment=about, beside=status, overall=totals)
     plot(found, options.out / f"{name}.svg")
 
 

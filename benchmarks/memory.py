@@ -1,15 +1,19 @@
-"""What a step of FCFD keeps for its backward pass, and holds at its worst, by the transform of its teacher.
+"""What a step of FCFD keeps for its backward pass, and holds at its worst, by what is done to its teacher.
 
 `python -m benchmarks.memory` runs pairs of networks with the teacher's column as it is, lean, checkpointed,
-and both. What is kept is counted by hooks on what autograd saves, each storage once; the peak is that of the
-whole step. Rules: `benchmarks/README.md`.
+and both; of language models also with losses between hidden states and heads. What is kept is held once the
+forward pass has returned; the peak is that of the whole step; the largest batch is searched by measuring.
+Compiled, it is what the partitioner keeps. Rules: `benchmarks/README.md`.
 """
 
+import argparse
+import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +21,12 @@ from torch import Tensor, nn
 import fcfd
 from fcfd import losses
 from fcfd.stages import Column
-from fcfd.transforms import checkpointed, compiled, lean
-from reference import torchvision_cpu
-from reference.zoo import NETWORKS
+from fcfd.transforms import compiled, deferred
 
 from .common import (
     Call,
     environment,
+    held_memory,
     interleaved,
     mebibytes,
     microseconds,
@@ -35,75 +38,21 @@ from .common import (
     show,
     summary,
 )
+from .memory_pairs import HEAD, PAIRS, Pair, Way, of_tokens
 
-TRANSFORMS: dict[str, Callable[[Column], Column]] = {
-    "plain": lambda stages: stages,
-    "lean": lean,
-    "checkpointed": checkpointed,
-    "both": lambda stages: checkpointed(lean(stages)),
-}
-"""What is done to the teacher's column; the student learns and is left alone."""
-
-
-class Pair(NamedTuple):
-    """Two networks as functions that build them, and what they read."""
-
-    teacher: Callable[[], nn.Module]
-    student: Callable[[], nn.Module]
-    at: tuple[Sequence[str] | None, Sequence[str] | None]  # where both are cut
-    pixels: int
-    batch: int
-
-
-def _zoo(name: str, classes: int) -> tuple[Callable[[], nn.Module], Sequence[str]]:
-    build, at = NETWORKS[name]
-    return lambda: build(num_classes=classes), at
-
-
-def _of_zoo(teacher: str, student: str, pixels: int, classes: int, batch: int) -> Pair:
-    (build_t, at_t), (build_s, at_s) = _zoo(teacher, classes), _zoo(student, classes)
-    return Pair(build_t, build_s, (list(at_t), list(at_s)), pixels, batch)
-
-
-def _vit(width: int, depth: int, pixels: int, patch: int) -> nn.Module:
-    torchvision_cpu.prepare()
-    from torchvision.models import VisionTransformer
-
-    model: nn.Module = VisionTransformer(pixels, patch, depth, width // 64, width, 4 * width, num_classes=100)
-    nn.init.normal_(model.heads.head.weight, std=0.02)  # type: ignore[union-attr, arg-type]
-    return model
-
-
-def _blocks(*ends: int) -> list[str]:
-    return [f"encoder.layers.encoder_layer_{at}" for at in ends]
-
-
-PAIRS = {
-    "cifar": _of_zoo("resnet32x4", "resnet8x4", 32, 100, 16),
-    "imagenet": _of_zoo("resnet34IN", "resnet18IN", 224, 1000, 2),
-    "vit": Pair(
-        lambda: _vit(384, 8, 112, 8),
-        lambda: _vit(192, 4, 112, 8),
-        (_blocks(1, 3, 5), _blocks(0, 1, 2)),
-        112,
-        2,
-    ),
-    "resnet to vit": Pair(
-        _zoo("resnet34IN", 100)[0],
-        lambda: _vit(192, 4, 112, 16),
-        (list(NETWORKS["resnet34IN"].at)[1:], _blocks(0, 1, 2)),
-        112,
-        4,
-    ),
-}
+TIMES = {"cpu": 1, "cuda": 16}
+"""A batch is so many times that of a CPU."""
+CHUNK = {"cpu": 2**27, "cuda": 2**29}
+"""Bytes that a chunk of logits may take."""
 
 
 class Step(NamedTuple):
-    """A linked pair, and a batch of images with labels."""
+    """A linked pair, and a batch with labels."""
 
+    pair: Pair
     nets: fcfd.Linked
     student: nn.Module
-    images: Tensor
+    batch: Tensor
     labels: Tensor
     paths: tuple[str, ...]
 
@@ -111,50 +60,46 @@ class Step(NamedTuple):
 def step(pair: Pair, batch: int, device: str) -> Step:
     """Build both networks, link them by the two longest paths from the student into the teacher."""
     torch.manual_seed(0)
-    images = torch.randn(batch, 3, pair.pixels, pair.pixels, device=device)
-    labels = torch.randint(100, (batch,), device=device)
+    inputs, labels = pair.draw(batch, device)
     models = {"t": pair.teacher().to(device).eval(), "s": pair.student().to(device)}
     cut = {
-        letter: fcfd.split(model, at=at, example=images[:2])
+        letter: fcfd.split(model, at=None if at is None else list(at), example=inputs[:2])
         for (letter, model), at in zip(models.items(), pair.at, strict=True)
     }
     depth = len(cut["s"].stages)
     paths = [path for path in fcfd.crossings(depth, first=depth - 3) if path[0] == "s"]
     bridged = fcfd.bridged(depth, first=depth - 3)
-    nets = fcfd.link(cut, example=images[:2], paths=(*paths, *bridged))
-    return Step(nets, models["s"], images, labels, tuple(paths[:2]))
+    nets = fcfd.link(cut, example=inputs[:2], paths=(*paths, *bridged))
+    return Step(pair, nets, models["s"], inputs, labels, tuple(paths[:2]))
 
 
-def call(on: Step, transform: Callable[[Column], Column]) -> Callable[[], Tensor]:
-    """The loss of a step whose teacher's column is transformed."""
-    stages = {**on.nets.stages, "t": transform(on.nets.stages["t"])}
+def call(on: Step, way: Way, change: Callable[[Column], Column] | None = None) -> Callable[[], Tensor]:
+    """The loss of a step in some way; every column is changed further, if that is given."""
+    stages = dict(on.nets.stages)
+    of_logits = None
+    if not on.batch.is_floating_point():
+        heads = way.heads and (lambda loss: way.heads(loss, memory=CHUNK[on.batch.device.type]))  # type: ignore[misc]
+        of_logits = partial(of_tokens, heads=heads)
+        if heads is not None:
+            stages |= {letter: deferred(stages[letter], HEAD) for letter in "st"}
+    stages["t"] = way.column(stages["t"])
+    if change is not None:
+        stages = {name: change(column) for name, column in stages.items()}
 
     def run() -> Tensor:
-        return losses.fcfd(stages, *on.nets.columns[1:], on.images, on.labels, paths=on.paths)[0]
+        columns = (stages, *on.nets.columns[1:])
+        return losses.fcfd(*columns, on.batch, on.labels, paths=on.paths, change=of_logits)[0]
 
     return run
 
 
-def kept(on: Step, run: Callable[[], Any]) -> int:
-    """Bytes that autograd keeps for the backward pass beside weights, statistics and the batch."""
-    held: dict[int, Tensor] = {}
-
-    def hold(tensor: Tensor) -> Tensor:
-        held[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is used twice
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
-        loss = run()
-    dicts = (*on.nets.params.values(), *on.nets.buffers.values(), {"": on.images})
-    own = {each.untyped_storage().data_ptr() for one in dicts for each in one.values()}
-    count = sum(each.untyped_storage().nbytes() for at, each in held.items() if at not in own)
-    del loss
-    return count
+def _learns(on: Step) -> list[Tensor]:
+    return [*on.student.parameters(), *on.nets.bridges.parameters()]
 
 
 def _whole(on: Step, run: Callable[[], Tensor]) -> Call:
     """Forward and backward; gradients are not left behind, so that they count as memory of the step."""
-    learns = [*on.student.parameters(), *on.nets.bridges.parameters()]
+    learns = _learns(on)
 
     def both() -> None:
         run().backward()
@@ -165,37 +110,76 @@ def _whole(on: Step, run: Callable[[], Tensor]) -> Call:
 
 
 def gradients(on: Step, run: Callable[[], Tensor]) -> list[Tensor]:
-    """The gradients of the student and the bridges."""
-    learns = [*on.student.parameters(), *on.nets.bridges.parameters()]
-    return [each for each in torch.autograd.grad(run(), learns, allow_unused=True) if each is not None]
+    """The loss, and the gradients of the student and the bridges."""
+    loss = run()
+    found = torch.autograd.grad(loss, _learns(on), allow_unused=True)
+    return [loss.detach(), *(each for each in found if each is not None)]
 
 
-def compare(name: str, device: str, seconds: float, *, quick: bool = False) -> Iterator[dict[str, Any]]:
-    """One record for each transform, after its gradients were found to be those of the plain step."""
-    pair = PAIRS[name]
-    on = step(pair, 2 if quick else pair.batch, device)
-    calls = {way: call(on, transform) for way, transform in TRANSFORMS.items()}
-    wanted = gradients(on, calls["plain"])
-    for way, run in calls.items():
-        torch.testing.assert_close(gradients(on, run), wanted, rtol=1e-2, atol=1e-4, msg=way)
-    whole = {way: _whole(on, run) for way, run in calls.items()}
-    times = interleaved(whole, device=device, seconds=seconds, least=3, warm_up=1) if seconds else {}
-    for way, run in calls.items():
-        record = {
-            "pair": name,
-            "variant": way,
-            "batch": len(on.images),
-            "kept": kept(on, run),
-            "peak": peak_memory(whole[way], device=device),
-        }
-        if times:
-            record |= summary(times[way])._asdict()
-            record["time to plain"] = ratio(times[way], times["plain"])
-        yield record
+def largest(on: Step, way: Way, budget: int) -> tuple[int, int]:
+    """The largest batch whose peak was measured to be within a budget, and that peak; 0 if none is.
+
+    A line through the two largest measurements proposes the next batch. The search ends where a batch that
+    is larger by an eighth, or by one, was measured not to fit.
+    """
+    device = on.batch.device.type
+
+    def peak(batch: int) -> int:
+        inputs, labels = on.pair.draw(batch, device)
+        other = on._replace(batch=inputs, labels=labels)
+        return peak_memory(_whole(other, call(other, way)), device=device, warm_up=False)
+
+    found = {batch: peak(batch) for batch in (1, 2)}
+    while True:
+        fits = max((batch for batch, size in found.items() if size <= budget), default=0)
+        fails = min((batch for batch, size in found.items() if size > budget), default=16 * max(found))
+        if fails in found and fails - fits <= max(1, fits // 8):
+            return fits, found.get(fits, 0)
+        (low, below), (high, above) = sorted(found.items())[-2:]
+        line = low + int((budget - below) * (high - low) / max(above - below, 1))
+        proposed = min(max(line, fits + max(1, fits // 8)), fails - 1)
+        found[proposed] = peak(proposed)
 
 
-def partitioned(name: str, device: str) -> Iterator[dict[str, Any]]:
-    """What the partitioner of a compiled graph keeps: the teacher's column compiled; nothing is timed."""
+# What is measured of a pair: for each way, entries of its record
+
+
+Entries: TypeAlias = Iterator[tuple[str, dict[str, Any]]]
+
+
+def memory(on: Step, options: argparse.Namespace) -> Entries:
+    """What is kept, and the peak, after the gradients were found to be those of the plain step."""
+    wanted = gradients(on, call(on, on.pair.ways["plain"]))
+    for name, way in on.pair.ways.items():
+        run = call(on, way)
+        torch.testing.assert_close(gradients(on, run), wanted, rtol=1e-2, atol=1e-4)
+        yield (
+            name,
+            {
+                "kept": held_memory(run, device=options.device),
+                "peak": peak_memory(_whole(on, run), device=options.device),
+            },
+        )
+
+
+def times(on: Step, options: argparse.Namespace) -> Entries:
+    """Seconds of a step, and in units of the plain one's."""
+    calls = {name: _whole(on, call(on, way)) for name, way in on.pair.ways.items()}
+    found = interleaved(calls, device=options.device, seconds=options.seconds, least=3, warm_up=1)
+    for name, samples in found.items():
+        yield name, {**summary(samples)._asdict(), "time to plain": ratio(samples, found["plain"])}
+
+
+def batches(on: Step, options: argparse.Namespace) -> Entries:
+    """The largest batch within a budget."""
+    budget = int(options.budget * 2**30)
+    for name, way in on.pair.ways.items():
+        batch, peak = largest(on, way, budget)
+        yield name, {"budget": budget, "largest batch": batch, "its peak": peak}
+
+
+def partitioned(on: Step, options: argparse.Namespace) -> Entries:
+    """What partitioners keep of compiled columns, a graph a stage; no code is generated, nothing timed."""
     from torch._dynamo.backends.common import aot_autograd
     from torch._functorch.compilers import nop  # part of torch; the old functorch package is not needed
     from torch._functorch.partitioners import min_cut_rematerialization_partition
@@ -207,64 +191,69 @@ def partitioned(name: str, device: str) -> Iterator[dict[str, Any]]:
         partition_fn=min_cut_rematerialization_partition,
         decompositions=select_decomp_table,
     )
-    on = step(PAIRS[name], 2, device)
-    for way in ("plain", "lean"):
+    for name, way in on.pair.ways.items():
         torch.compiler.reset()
-        transform = TRANSFORMS[way]
+        run = call(on, way, partial(compiled, backend=backend, dynamic=False))
+        yield name, {"kept compiled": held_memory(run, device=options.device)}
 
-        def change(stages: Column, transform: Callable[[Column], Column] = transform) -> Column:
-            return compiled(transform(stages), backend=backend, dynamic=False)
 
-        yield {"pair": name, "variant": f"{way}, compiled", "batch": 2, "kept": kept(on, call(on, change))}
+MEASURES: dict[str, Callable[[Step, argparse.Namespace], Entries]] = {
+    "memory": memory,
+    "time": times,
+    "largest": batches,
+    "compiled": partitioned,
+}
+
+
+# What is printed and kept
+
+
+COLUMNS = (
+    *("pair", "variant", "batch", "kept MiB", "÷ plain", "compiled", "÷ plain"),
+    *("peak MiB", "÷ plain", "largest batch", "time", "÷ plain"),
+)
 
 
 def lines(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
-    """A line for each record; sizes in units of the plain step of the same kind."""
+    """A line for each record; sizes in units of the plain step, compiled in units of the compiled one."""
+    plain = {record["pair"]: record for record in records if record["variant"] == "plain"}
     for record in records:
-        end = ", compiled" if record["variant"].endswith("compiled") else ""
-        plain = next(
-            one for one in records if one["variant"] == f"plain{end}" and one["pair"] == record["pair"]
-        )
-        peak, timed = "peak" in record, "time to plain" in record
+        sizes = [
+            (mebibytes(record[key]), f"{record[key] / plain[record['pair']][key]:.2f}×")
+            if key in record
+            else ("", "")
+            for key in ("kept", "kept compiled", "peak")
+        ]
+        timed = "median" in record
         yield (
             record["pair"],
             record["variant"],
             str(record["batch"]),
-            mebibytes(record["kept"]),
-            f"{record['kept'] / plain['kept']:.3f}×",
-            mebibytes(record["peak"]) if peak else "",
-            f"{record['peak'] / plain['peak']:.2f}×" if peak else "",
+            *(cell for pair in sizes for cell in pair),
+            str(record.get("largest batch", "")),
             microseconds(record["median"]) if timed else "",
             f"{record['time to plain']:.2f}×" if timed else "",
         )
 
 
-COLUMNS = ("pair", "teacher", "batch", "kept MiB", "÷ plain", "peak MiB", "÷ plain", "step", "÷ plain")
-
-
-def largest(record: Mapping[str, Any], budget: float) -> float:
-    """The batch whose peak is a budget, if the peak grows with the batch as a whole."""
-    return budget / record["peak"] * record["batch"]  # type: ignore[no-any-return]
-
-
 def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """The largest batch against the memory of a device, a panel for each pair."""
+    """The largest batch that was measured to fit a budget, a panel for each pair."""
     figures = pyplot()
-    timed = [record for record in records if "peak" in record]
-    names = list(dict.fromkeys(record["pair"] for record in timed))
+    found = [record for record in records if "largest batch" in record]
+    names = list(dict.fromkeys(record["pair"] for record in found))
     if figures is None or not names:
         return
-    figure, axes = figures.subplots(
-        1, len(names), figsize=(3 * len(names), 3), layout="constrained", squeeze=False
-    )
-    budgets = [2**power for power in range(30, 36)]
-    for panel, name in zip(axes[0], names, strict=True):
-        for record in timed:
-            if record["pair"] == name:
-                batches = [largest(record, budget) for budget in budgets]
-                panel.plot([budget / 2**30 for budget in budgets], batches, label=record["variant"])
-        panel.set(title=name, xlabel="GiB", ylabel="largest batch", xscale="log", yscale="log")
-        panel.legend(frameon=False)
+    rows = -(-len(names) // 3)
+    figure, axes = figures.subplots(rows, 3, figsize=(9, 2 * rows), layout="constrained", squeeze=False)
+    for panel in axes.flat[len(names) :]:
+        panel.axis("off")
+    for panel, name in zip(axes.flat, names, strict=False):
+        own = [record for record in found if record["pair"] == name][::-1]
+        bars = panel.barh([record["variant"] for record in own], [record["largest batch"] for record in own])
+        panel.bar_label(bars, padding=2)
+        panel.margins(x=0.15)
+        panel.set(title=name, xlabel=f"largest batch in {own[0]['budget'] / 2**30:g} GiB")
+        panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None})
     figures.close(figure)
 
@@ -273,27 +262,56 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = parser(__doc__, "memory")
     command.add_argument("--quick", action="store_true", help="tiny batches, few samples")
     command.add_argument("--pairs", nargs="+", choices=tuple(PAIRS), default=list(PAIRS))
-    command.add_argument("--seconds", type=float, default=10.0, help="of timing for each pair; 0: none")
-    command.add_argument("--minutes", type=float, default=5.0, help="start no pair after these")
-    command.add_argument("--compiled", action="store_true", help="what a compiled teacher keeps, too")
+    command.add_argument("--measure", nargs="+", choices=tuple(MEASURES), default=list(MEASURES))
+    command.add_argument("--seconds", type=float, default=10.0, help="of timing for each pair")
+    command.add_argument("--budget", type=float, default=1.0, help="GiB that the largest batch may take")
+    command.add_argument("--minutes", type=float, default=math.inf, help="begin nothing after these")
+    command.add_argument("--add", action="store_true", help="to the records that the file has")
     options = command.parse_args(arguments)
+    if options.quick:
+        options.seconds, options.budget = 0.1, 0.1
 
     deadline = perf_counter() + 60 * options.minutes
     name = options.name or options.device
-    records: list[dict[str, Any]] = []
+    about = environment(options.device)
+    records = _kept_before(options.out / f"{name}.json", about) if options.add else {}
+    failed = []
     for pair in options.pairs:
         if perf_counter() > deadline:
             print(f"left out: {pair}")
             continue
-        seconds = min(options.seconds, 0.1) if options.quick else options.seconds
-        found = [compare(pair, options.device, seconds, quick=options.quick)]
-        if options.compiled:
-            found.append(partitioned(pair, options.device))
-        for record in chain(*found):
-            records.append(record)
-            publish(options.out, name, records, environment=environment(options.device))
-    show("Memory", COLUMNS, lines(records))
-    plot(records, options.out / f"{name}.svg")
+        batch = 2 if options.quick else PAIRS[pair].batch * TIMES[options.device]
+        try:
+            on = step(PAIRS[pair], batch, options.device)
+        except ImportError as error:
+            print(f"left out: {pair}, {error}")
+            continue
+        for measure in options.measure:
+            try:
+                for variant, entries in MEASURES[measure](on, options):
+                    record = records.setdefault((pair, variant), {"pair": pair, "variant": variant})
+                    record |= {"batch": batch, **entries}
+                    publish(options.out, name, list(records.values()), environment=about)
+                    print(f"  {pair}, {variant}: {', '.join(entries)}", flush=True)
+            except Exception as error:  # one fault must not hide the next
+                failed.append(f"{measure} of {pair}: {type(error).__name__}: {error}")
+    show("Memory", COLUMNS, lines(list(records.values())))
+    plot(list(records.values()), options.out / f"{name}.svg")
+    if failed:
+        raise SystemExit("\n".join(f"FAILED: {each}" for each in failed))
+
+
+Records: TypeAlias = dict[tuple[str, str], dict[str, Any]]
+
+
+def _kept_before(path: Path, about: Mapping[str, Any]) -> Records:
+    """The records of a file by pair and variant; those of another machine or version are refused."""
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_text())
+    if found["environment"] != about:
+        raise ValueError(f"{path.name} was measured on {found['environment']}, not on {about}")
+    return {(record["pair"], record["variant"]): record for record in found["rows"]}
 
 
 if __name__ == "__main__":

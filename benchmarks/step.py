@@ -6,7 +6,8 @@ floor is the time of the step's convolutions and matrix products alone. Rules: `
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from time import perf_counter
@@ -21,7 +22,7 @@ from fcfd import losses, recipes
 from fcfd.transforms import compiled
 from reference.zoo import NETWORKS
 
-from . import standin
+from . import batched, standin
 from .common import (
     READ_BACK,
     Call,
@@ -39,7 +40,7 @@ from .common import (
     show,
     summary,
 )
-from .profiler import timeline
+from .profiler import timeline, totals
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -62,6 +63,8 @@ class Setting(NamedTuple):
     keep: float = 0.7
     """How much of what it could keep for the backward pass a compiled graph keeps; the rest it computes anew,
     what is cheapest first. 1 is PyTorch's default."""
+    backend: str = "inductor"
+    """What compiles. Others only trace, for tests and dry runs."""
 
 
 HALF = ("bfloat16", "float16")
@@ -69,6 +72,7 @@ HALF = ("bfloat16", "float16")
 
 CIFAR = Setting()
 IMAGENET = Setting("resnet34IN", "resnet18IN", pixels=224, classes=1000)
+PAIRS = {"cifar": CIFAR, "imagenet": IMAGENET}
 HYPER: dict[str, Any] = {"temperature": 4.0, "feature_weight": 5.0, "path_weight": 1.0}
 
 
@@ -174,6 +178,27 @@ def of_fcfd(
     return objective
 
 
+def of_batched(on: Pair) -> Objective:
+    """The objective of FCFD, in which the paths that enter a stage of the teacher there run as one batch."""
+    if on.teacher.training:
+        raise ValueError("the teacher is in train mode: paths in one batch would share its statistics")
+    stages, count, first = on.nets.stages, len(on.nets.stages["s"]), on.setting.first
+    terms = recipes.fcfd(count, on.paths, fcfd.bridged(count, first=first), temperature=HYPER["temperature"])
+    features = [name for name in terms if name != "label" and not name.startswith("kl/")]
+    terms = fcfd.scaled(terms, dict.fromkeys(features, HYPER["feature_weight"]))
+    plan = fcfd.plan(fcfd.reads(terms.values()))
+
+    def objective(
+        params: Columns, buffers: Columns, images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Columns]:
+        known = {"": images, "Labels": labels}
+        values, written = batched.walk(plan, stages, params, buffers, known, network="t")
+        loss = fcfd.weighted_sum(terms, fcfd.evaluate(terms, values))
+        return loss, fcfd.merge_buffers(buffers, written)
+
+    return objective
+
+
 def of_standin(on: Pair) -> Call:
     """A step of the usual implementation."""
     student_at, teacher_at = (NETWORKS[name].at for name in (on.setting.student, on.setting.teacher))
@@ -187,12 +212,12 @@ def of_standin(on: Pair) -> Call:
     return run
 
 
-COMPILED = ("fcfd whole", "fcfd lean whole", "fcfd graphs", "fcfd stages")
+COMPILED = ("fcfd whole", "fcfd graphs", "fcfd lean whole", "fcfd batched whole", "fcfd stages")
 """FCFD compiled in one graph, in one that CUDA replays, and in one graph a stage."""
 
 
 def variants(on: Pair, names: Sequence[str] | None = None) -> dict[str, Call]:
-    """Steps by name."""
+    """Steps by name; what compiles stands last."""
     count = len(on.nets.stages["s"])
     label, hint = {"label": recipes.kd(count)["label"]}, f"{'s' * (count - 2)}>t"
     makers: dict[str, Callable[[], Call]] = {
@@ -202,15 +227,32 @@ def variants(on: Pair, names: Sequence[str] | None = None) -> dict[str, Call]:
         "stand-in": lambda: of_standin(on),
         "fcfd": lambda: step(on, of_fcfd(on)),
         "fcfd lean": lambda: step(on, of_fcfd(on, fcfd.lean, "t")),
-        "fcfd whole": lambda: step(on, torch.compile(of_fcfd(on), fullgraph=True, dynamic=False)),
-        "fcfd lean whole": lambda: step(
-            on, torch.compile(of_fcfd(on, fcfd.lean, "t"), fullgraph=True, dynamic=False)
-        ),
+        "fcfd batched": lambda: step(on, of_batched(on)),
+        "fcfd whole": lambda: step(on, _whole(on, of_fcfd(on))),
+        "fcfd graphs": lambda: _replayed(on),
+        "fcfd lean whole": lambda: step(on, _whole(on, of_fcfd(on, fcfd.lean, "t"))),
+        "fcfd batched whole": lambda: step(on, _whole(on, of_batched(on))),
+        "fcfd stages": lambda: step(on, of_fcfd(on, partial(compiled, **_options(on)))),
     }
-    if on.setting.device == "cuda":
-        makers["fcfd graphs"] = lambda: _replayed(on)
-    makers["fcfd stages"] = lambda: step(on, of_fcfd(on, lambda own: compiled(own, dynamic=False)))
+    if on.setting.device == "cpu":
+        del makers["fcfd graphs"]
+    if not runs_together(on):
+        del makers["fcfd batched"], makers["fcfd batched whole"]
     return {name: make() for name, make in makers.items() if names is None or name in names}
+
+
+def runs_together(on: Pair) -> bool:
+    """Whether two paths enter a stage of the teacher at the same depth, and may do so as one batch."""
+    return not on.teacher.training and sum(path[0] == "s" for path in on.paths) > 1
+
+
+def _options(on: Pair) -> dict[str, Any]:
+    return {"fullgraph": True, "dynamic": False, "backend": on.setting.backend}
+
+
+def _whole(on: Pair, objective: Objective) -> Objective:
+    found: Objective = torch.compile(objective, **_options(on))
+    return found
 
 
 def _replayed(on: Pair) -> Call:
@@ -308,48 +350,70 @@ def compare(
     least: int = 3,
     deadline: float = math.inf,
 ) -> Iterator[dict[str, Any]]:
-    """Time the variants in turns: one record for each.
+    """Time the variants in turns: one record for each, as soon as it is known.
 
-    Before, every form of FCFD is held to the value and the gradients of the eager one. What does not run, or
-    differs, is a record that says so; what would begin after the deadline is left out.
+    What runs in eager mode is timed first, all together. Then each form that compiles is timed beside the
+    stand-in and the floor, before the next one is compiled. Every form of FCFD is held to the value and the
+    gradients of the eager one. What does not run, or differs, is a record that says so; what would begin
+    after the deadline is left out.
     """
     torch.compiler.reset()
     on = pair(setting)
-    calls, wanted, differs = {}, None, {}
-    budget = torch._functorch.config.patch(activation_memory_budget=setting.keep)
-    for name, call in variants(on, names).items():
-        if perf_counter() > deadline:
-            print(f"left out: {name} of {_key(setting._asdict())}")
+    calls, eager = variants(on, names), variants(on, ["fcfd"])["fcfd"]
+    wanted, beside = gradients(on, eager), dict[str, Call]()
+    for group in _groups(calls):
+        ready: dict[str, dict[str, Any]] = {}
+        for name in group:
+            if perf_counter() > deadline:
+                print(f"left out: {name} of {_key(setting._asdict())}")
+                continue
+            try:
+                begun = perf_counter()
+                with torch._functorch.config.patch(activation_memory_budget=setting.keep):
+                    found = gradients(on, calls[name])
+                ready[name] = {"first call": perf_counter() - begun}
+                if name == "stand-in" or name.startswith("fcfd"):
+                    ready[name]["difference"] = difference(found, wanted)
+                    if not ready[name]["difference"] <= TOLERANCE[setting.dtype]:
+                        raise ValueError(f"value or gradients differ by {ready[name]['difference']:.1e}")
+            except Exception as error:
+                ready.pop(name, None)
+                yield {**setting._asdict(), "variant": name, "failed": f"{type(error).__name__}: {error}"}
+        if not ready:
             continue
-        try:
-            with budget:
-                found = gradients(on, call)
-            if name == "stand-in" or name.startswith("fcfd"):
-                wanted = wanted or found
-                differs[name] = difference(found, wanted)
-                if not differs[name] <= TOLERANCE[setting.dtype]:
-                    raise ValueError(f"value or gradients differ by {differs[name]:.1e}")
-            calls[name] = call
-        except Exception as error:
-            yield {**setting._asdict(), "variant": name, "failed": f"{type(error).__name__}: {error}"}
-    calls["floor"] = floor(calls.get("fcfd", next(iter(calls.values()))))
-    samples = interleaved(calls, device=setting.device, seconds=seconds, least=least, warm_up=1)
-    for name, call in calls.items():
-        times = summary(samples[name])
-        counts = {} if name in COMPILED else operations(call)
-        yield {
-            **setting._asdict(),
-            "variant": name,
-            **times._asdict(),
-            "images per second": setting.batch / times.median,
-            "time to floor": ratio(samples[name], samples["floor"]),
-            "time to stand-in": ratio(samples[name], samples.get("stand-in", samples["floor"])),
-            "peak": peak_memory(_without_gradients(on, call), device=setting.device),
-            "operations": sum(counts.values()) or None,
-            "read back": None if name in COMPILED else counts.get(READ_BACK, 0),
-            "kernels": len(timeline(call, device="cuda").kernels) if setting.device == "cuda" else None,
-            "difference": differs.get(name),
-        }
+        if not beside:
+            beside = {name: calls[name] for name in ready if name == "stand-in"}
+            beside["floor"] = floor(eager)
+            ready["floor"] = {}
+        turns = {name: {**calls, **beside}[name] for name in dict.fromkeys((*ready, *beside))}
+        samples = interleaved(turns, device=setting.device, seconds=seconds, least=least, warm_up=1)
+        for name, about in ready.items():
+            yield {**setting._asdict(), "variant": name, **_measured(on, name, turns[name], samples), **about}
+
+
+def _groups(names: Iterable[str]) -> list[list[str]]:
+    """What runs in eager mode together, and each that compiles by itself."""
+    eager = [name for name in names if name not in COMPILED]
+    return [eager, *([name] for name in names if name in COMPILED)]
+
+
+def _measured(on: Pair, name: str, call: Call, samples: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """The times of a variant, in units of the floor and of the stand-in, its memory, and what it runs."""
+    times, device = summary(samples[name]), on.setting.device
+    counts = {} if name in COMPILED else operations(call)
+    record = {
+        **times._asdict(),
+        "images per second": on.setting.batch / times.median,
+        "time to floor": ratio(samples[name], samples["floor"]),
+        "time to stand-in": ratio(samples[name], samples.get("stand-in", samples["floor"])),
+        "peak": peak_memory(_without_gradients(on, call), device=device),
+        "operations": sum(counts.values()) or None,
+        "read back": None if name in COMPILED else counts.get(READ_BACK, 0),
+    }
+    if device == "cuda":
+        found = totals(timeline(call, device=device))
+        record |= {each: found[each] for each in ("kernels", "launches", "waits", "busy", "span")}
+    return record
 
 
 # What is printed and kept
@@ -376,7 +440,7 @@ def lines(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
             time,
             mebibytes(record["peak"]),
             memory,
-            str(record["kernels"] or record["operations"] or ""),
+            str(record.get("kernels") or record["operations"] or ""),
             "" if record["read back"] is None else str(record["read back"]),
             f"◀ {' and '.join(loses)}" if loses and record["variant"].startswith("fcfd") else "",
         )
@@ -410,6 +474,17 @@ def _key(record: Mapping[str, Any]) -> str:
         f"{record['teacher']} → {record['student']}, {record['batch']} × {record['pixels']} px\n"
         f"{record['dtype']}, teacher in {record['teacher_mode']} mode"
         + (f", keep {record['keep']:g}" if record["keep"] != CIFAR.keep else "")
+        + (f", {record['paths']} paths" if record["paths"] != CIFAR.paths else "")
+    )
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    """A record in a line, for those who read along."""
+    if "failed" in record:
+        return f"  {record['variant']}: FAILED, {record['failed'].splitlines()[0]}"
+    return (
+        f"  {record['variant']}: {microseconds(record['median'])}, {record['time to floor']:.2f}× the floor, "
+        f"{mebibytes(record['peak'])} MiB"
     )
 
 
@@ -420,28 +495,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("--teacher", nargs="+", choices=("eval", "train"), default=["eval", "train"])
     command.add_argument("--dtype", nargs="+", choices=tuple(TOLERANCE), default=["float32", "bfloat16"])
     command.add_argument("--keep", type=float, nargs="+", default=[CIFAR.keep], help="of a compiled graph")
-    command.add_argument("--imagenet", action="store_true", help="resnet34 → resnet18 at 224 px")
+    command.add_argument(
+        "--paths", type=int, nargs="+", default=[CIFAR.paths], help="how many, longest first"
+    )
+    command.add_argument("--backend", default=CIFAR.backend, help="what compiles; eager and aot_eager trace")
+    command.add_argument("--pair", nargs="+", choices=tuple(PAIRS), default=["cifar"], help="of networks")
     command.add_argument("--variants", nargs="+", metavar="NAME", help="a few of them only")
     command.add_argument("--seconds", type=float, default=20.0, help="of timing for each comparison")
     command.add_argument("--minutes", type=float, default=7.0, help="start no variant after these")
     options = command.parse_args(arguments)
 
     deadline = perf_counter() + 60 * options.minutes
-    base = (IMAGENET if options.imagenet else CIFAR)._replace(device=options.device)
+    bases = [PAIRS[name]._replace(device=options.device, backend=options.backend) for name in options.pair]
     effort = {"seconds": options.seconds, "deadline": deadline}
     if options.quick:
-        base, options.batch, effort = _tiny(base), [4], {**effort, "seconds": 0.1, "least": 2}
+        bases, options.batch = [_tiny(base) for base in bases], [4]
+        effort |= {"seconds": 0.1, "least": 2}
     name = options.name or options.device
     records: list[dict[str, Any]] = []
-    for batch, dtype, mode, keep in product(options.batch, options.dtype, options.teacher, options.keep):
-        setting = base._replace(batch=batch, dtype=dtype, teacher_mode=mode, keep=keep)
+    ways = product(bases, options.batch, options.dtype, options.teacher, options.keep, options.paths)
+    for base, batch, dtype, mode, keep, paths in ways:
+        setting = base._replace(batch=batch, dtype=dtype, teacher_mode=mode, keep=keep, paths=paths)
         if perf_counter() > deadline:
             print(f"left out: {_key(setting._asdict())}")
             continue
-        found = list(compare(setting, options.variants, **effort))
-        show(_key(found[0]), COLUMNS, lines([record for record in found if "failed" not in record]))
+        found: list[dict[str, Any]] = []
+        for record in compare(setting, options.variants, **effort):
+            found.append(record)
+            publish(options.out, name, [*records, *found], environment=environment(options.device))
+            print(_line(record), flush=True)
         records += found
-        publish(options.out, name, records, environment=environment(options.device))
+        show(_key(setting._asdict()), COLUMNS, lines([record for record in found if "failed" not in record]))
     plot([record for record in records if "failed" not in record], options.out / f"{name}.svg")
     failed = [record for record in records if "failed" in record]
     for record in failed:

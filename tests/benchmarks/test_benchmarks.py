@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 import torch
 
-from benchmarks import common, compile, losses, peers, profiler, step
+import fcfd
+from benchmarks import batched, common, compile, losses, peers, profiler, step
 from reference.catalogue import ROWS, Size
 
 TINY = step.CIFAR._replace(teacher="resnet8", student="resnet8", batch=2, pixels=8)
@@ -159,6 +160,44 @@ def test_the_floor_runs_the_same_products_and_nothing_else():
     assert found["convolution"] > found["convolution_backward"] > 0, "the teacher's own pass has no backward"
 
 
+def test_paths_of_one_batch_compute_what_they_compute_apart():
+    """In float64, with every crossing: value, gradients, features, and the statistics that are written."""
+    on = step.pair(TINY._replace(dtype="float64", paths=6))
+    assert step.runs_together(on)
+    calls = step.variants(on, ["fcfd", "fcfd batched"])
+    wanted, found = (step.gradients(on, calls[name]) for name in ("fcfd", "fcfd batched"))
+    assert step.difference(found, wanted) < 1e-12
+    known = {"": on.images, "Labels": on.labels}
+    plan = fcfd.plan((*on.paths, "ttttt", "sssss"))
+    apart, written = fcfd.walk(plan, *on.nets.columns, known)
+    together, also = batched.walk(plan, *on.nets.columns, known, network="t")
+    assert apart.keys() == together.keys()
+    for path in apart:
+        torch.testing.assert_close(together[path], apart[path], rtol=1e-10, atol=1e-12)
+    merged = (fcfd.merge_buffers(on.nets.buffers, each) for each in (written, also))
+    torch.testing.assert_close(*merged, rtol=0, atol=0)
+
+
+def test_paths_of_one_batch_run_a_stage_of_the_teacher_once_a_depth():
+    plan = fcfd.plan(("sttt", "sstt", "ssst", "tttt", "ttts"))
+    rounds = list(batched.rounds(plan, "t"))
+    assert sorted(sum(rounds, ())) == sorted(plan)
+    assert {("stt", "sst"), ("sttt", "sstt", "ssst")} <= set(rounds), "and no bridge, no pure path"
+    on = step.pair(TINY._replace(paths=6))
+    convolutions = [
+        common.operations(call)["convolution"]
+        for call in step.variants(on, ["fcfd", "fcfd batched"]).values()
+    ]
+    assert convolutions[1] < convolutions[0]
+
+
+def test_paths_are_no_batch_where_they_would_share_statistics():
+    on = step.pair(TINY._replace(teacher_mode="train", paths=6))
+    assert "fcfd batched" not in step.variants(on, ["fcfd", "fcfd batched"])
+    with pytest.raises(ValueError, match="the teacher is in train mode"):
+        step.of_batched(on)
+
+
 def test_a_form_of_fcfd_that_differs_is_a_record_of_a_failure(monkeypatch):
     monkeypatch.setitem(step.HYPER, "temperature", 4.0)
     makers = step.variants
@@ -170,7 +209,7 @@ def test_a_form_of_fcfd_that_differs_is_a_record_of_a_failure(monkeypatch):
     monkeypatch.setattr(step, "variants", wrong)
     records = list(step.compare(TINY, seconds=0.0, least=1))
     assert [record["variant"] for record in records if "failed" in record] == ["fcfd whole"]
-    assert "differ by" in records[0]["failed"]
+    assert "differ by" in records[-1]["failed"]
 
 
 def test_the_step_runs(tmp_path):
@@ -181,6 +220,25 @@ def test_the_step_runs(tmp_path):
     floor = rows[-1]
     assert floor["time to floor"] == 1.0
     assert floor["peak"] < rows[0]["peak"] < rows[2]["peak"]
+
+
+def test_a_step_that_is_stopped_leaves_what_it_has_measured(tmp_path, monkeypatch):
+    """What compiles comes last, and every record is in the file before the next variant begins."""
+    makers, seen = step.variants, []
+
+    def last(on, names=None):
+        def stopped():
+            seen.append([row["variant"] for row in json.loads((tmp_path / "cpu.json").read_text())["rows"]])
+            raise KeyboardInterrupt
+
+        return {"fcfd whole": stopped, **makers(on, ["fcfd"])}
+
+    monkeypatch.setattr(step, "variants", last)
+    with pytest.raises(KeyboardInterrupt):
+        step.main(["--quick", "--dtype", "float32", "--teacher", "eval", "--out", str(tmp_path)])
+    assert seen == [["fcfd", "floor"]]
+    assert (tmp_path / "cpu.csv").read_text().count("\n") == 3
+    assert {each.name for each in tmp_path.iterdir()} == {"cpu.json", "cpu.csv"}
 
 
 def test_what_begins_after_the_deadline_is_left_out(tmp_path, capsys):
