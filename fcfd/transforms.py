@@ -104,7 +104,7 @@ def _recomputed(
     return y, new
 
 
-def lean(stages: Column) -> Column:
+def lean(stages: Column, *, recompute: bool = False) -> Column:
     """Let a gradient pass through frozen parameters with nothing kept that it does not read.
 
     ```
@@ -122,8 +122,15 @@ def lean(stages: Column) -> Column:
     So it is for a frozen network that a gradient passes, a teacher on crossed paths; a network that learns
     keeps what its own gradients read, and `checkpointed` is what helps there.
 
+    With `recompute`, what a frozen linear map makes is not kept either, where the operation behind it would
+    keep it. Of a block of a transformer two tensors of ten stay, the inputs of its norms; queries, keys and
+    values, attention and the hidden layer are made again, one at a time, in the backward pass. That is the
+    arithmetic of 7 of its 12 square matrices and of the attention once more. What is random is drawn once. A
+    compiler's partitioner decides itself what to make again, and for compiled stages it changes nothing.
+
     Args:
         stages: A column, or a part of one; `None` stays.
+        recompute: Whether frozen linear maps run again in the backward pass, for transformers.
 
     Returns:
         A column of the same length. `compiled(lean(stages))` is one graph a stage as before, and
@@ -142,21 +149,26 @@ def lean(stages: Column) -> Column:
 
     Reference:
         The operations after Bhatia and Dangel, arXiv 2404.12406, who replace modules; here the functions of
-        torch are replaced while a stage runs, so that no model is edited and a compiler sees them.
+        torch are replaced while a stage runs, so that no model is edited and a compiler sees them. To
+        recompute parts of a block is from Korthikanti et al., arXiv 2205.05198, who do it to the attention;
+        where weights are frozen it pays for products as well.
     """
     check_column("lean", stages)
-    return tuple(stage if stage is None else _leaned(stage) for stage in stages)
+    check_type("lean", "recompute", recompute, bool, "True or False")
+    return tuple(stage if stage is None else _leaned(stage, recompute) for stage in stages)
 
 
-def _leaned(stage: Stage) -> Stage:
+def _leaned(stage: Stage, recompute: bool) -> Stage:
     """A stage in its lean form; within what recomputes it, since that happens outside of any call."""
     if isinstance(stage, partial) and stage.func is _recomputed:
-        return partial(_recomputed, _leaned(stage.args[0]))
-    return partial(_lean, stage)
+        return partial(_recomputed, _leaned(stage.args[0], recompute))
+    return partial(_lean, stage, recompute)
 
 
-def _lean(stage: Stage, params: Params, buffers: Buffers, x: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-    with Lean():
+def _lean(
+    stage: Stage, recompute: bool, params: Params, buffers: Buffers, x: Any
+) -> tuple[Any, dict[str, torch.Tensor]]:
+    with Lean(recompute):
         return stage(params, buffers, x)
 
 

@@ -678,6 +678,8 @@ fcfd.lean(nets)
     TypeError: lean: stages is a Linked; give one of its columns: network.stages, or
 fcfd.lean(None)
     TypeError: lean: stages is of type NoneType; give a column: the tuple of a network's
+fcfd.lean((), recompute="all")
+    TypeError: lean: recompute is of type str; give True or False.
 fcfd.lean(("s",))
     TypeError: lean: stages[0] is of type str; give a function.
 fcfd.transforms.laid_out(nets.stages["s"], None)

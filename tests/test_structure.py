@@ -42,6 +42,7 @@ LAYERS = (
     ),
     ("terms",),
     ("stages", "bridges", "leaning.functions"),
+    ("leaning.recomputing",),
     ("leaning.operations",),
     ("splitting.graph", "splitting.network", "transforms", "resuming"),
     ("splitting.record", "splitting.listing", "placement", "synchronising"),

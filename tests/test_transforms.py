@@ -1,5 +1,6 @@
 """Transforms of columns: the same values, gradients and statistics; and how many graphs there are."""
 
+from functools import partial
 from itertools import combinations
 
 import pytest
@@ -37,6 +38,11 @@ TRANSFORMS = {
     "compiled, lean": lambda stages: lean(compiled(stages, backend="aot_eager")),
     "lean, checkpointed": lambda stages: checkpointed(lean(stages)),
     "checkpointed, lean": lambda stages: lean(checkpointed(stages)),
+    "lean, recomputing": partial(lean, recompute=True),
+    "recomputing, compiled": lambda stages: compiled(lean(stages, recompute=True), backend="aot_eager"),
+    "compiled, recomputing": lambda stages: lean(compiled(stages, backend="aot_eager"), recompute=True),
+    "recomputing, checkpointed": lambda stages: checkpointed(lean(stages, recompute=True)),
+    "checkpointed, recomputing": lambda stages: lean(checkpointed(stages), recompute=True),
     "all": lambda stages: checkpointed(compiled(lean(stages), backend="aot_eager")),
 }
 
@@ -141,11 +147,12 @@ def test_a_lean_step_is_one_graph():
     torch.testing.assert_close(found, tuple(gradients.values()), rtol=1e-9, atol=1e-10)
 
 
-def test_lean_leaves_everything_alone():
+@pytest.mark.parametrize("recompute", [False, True])
+def test_lean_leaves_everything_alone(recompute):
     teacher, student, nets = pair()
     things = teacher, student, nets.params, nets.buffers
     before = snapshot(*things)
-    _step(nets, _columns(nets, lean))
+    _step(nets, _columns(nets, partial(lean, recompute=recompute)))
     assert_unchanged(before, *things)
     assert not torch.overrides._get_current_function_mode_stack(), "no mode stays on"
 

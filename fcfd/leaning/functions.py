@@ -5,7 +5,7 @@ so the gradient never reads the input: a convolution's needs the weight, a ReLU'
 of a mean the shape. What is written in `backward` is differentiable itself, so second gradients are right.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -54,9 +54,9 @@ def unpack(bits: Bits) -> Tensor:
     return laid.permute(sorted(range(len(bits.order)), key=bits.order.__getitem__))
 
 
-def _check_frozen(ctx: Any) -> None:
+def check_frozen(needs_gradient: Sequence[bool]) -> None:
     """Refuse a gradient that is not computed. Inside `torch.vmap` no tensor tells that it needs one."""
-    if any(ctx.needs_input_grad[1:]):
+    if any(needs_gradient):
         raise RuntimeError(
             "lean: a parameter that looks frozen needs a gradient, outside of a transform of torch.func. Run "
             "the column without fcfd.lean there, or detach its parameters before (fcfd.frozen)."
@@ -87,7 +87,7 @@ class Convolution(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, weight, _, _, *how = inputs
-        _check_frozen(ctx)
+        check_frozen(ctx.needs_input_grad[1:])
         ctx.save_for_backward(weight)
         ctx.how, ctx.sizes, ctx.dtype = How(*how), x.shape[2:], x.dtype
 
@@ -121,7 +121,7 @@ class Affine(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, _, variance, weight, _, ctx.eps = inputs
-        _check_frozen(ctx)
+        check_frozen(ctx.needs_input_grad[1:])
         ctx.save_for_backward(variance, weight)
 
     @staticmethod

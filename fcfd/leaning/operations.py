@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .functions import affine, by_shape, convolution, masked, max_pool, pack
+from .recomputing import KNOWN, Recomputing, multi_head_attention
 
 aten = torch.ops.aten
 _SIXTH = 0.1666666716337204  # the slope of hardsigmoid as torch has it: of single precision, always
@@ -26,10 +27,21 @@ _SIXTH = 0.1666666716337204  # the slope of hardsigmoid as torch has it: of sing
 class Lean(TorchFunctionMode):
     """While it is on, operations by frozen parameters keep for the gradient what it needs."""
 
+    def __init__(self, recompute: bool = False) -> None:
+        super().__init__()
+        # A compiler's partitioner decides itself, and takes what is computed twice for one.
+        self.again = Recomputing() if recompute and not torch.compiler.is_compiling() else None
+
     def __torch_function__(
         self, function: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        return OPERATIONS.get(function, function)(*args, **(kwargs or {}))
+        own, kwargs = OPERATIONS.get(function, function), kwargs or {}
+        if torch.compiler.is_compiling() or self.again is None:
+            return own(*args, **kwargs)
+        if function is F.multi_head_attention_forward:
+            with self:
+                return multi_head_attention(*args, **kwargs)
+        return self.again(function, own, args, kwargs) if function in KNOWN else own(*args, **kwargs)
 
 
 def _wanted(x: Any, *parameters: Any) -> bool:
