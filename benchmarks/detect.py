@@ -65,7 +65,6 @@ METHODS: dict[str, Terms] = {
     LONGER: chosen(),
     "hints": chosen("feature"),
     "PKD": chosen() | PKD,
-    "KD of heads": chosen("kl/ss", "delta/ss"),
     "crossed heads": chosen("kl/st", "delta/st"),
     "FCFD without crossings": chosen("feature", "kl/ss", "delta/ss"),
     "FCFD": ALL,
