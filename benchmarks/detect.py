@@ -33,8 +33,9 @@ from fcfd.terms import Term, Terms, multi_level
 from reference.torchvision_cpu import prepare
 
 from . import runs
-from .common import environment, pyplot, show, spread
+from .common import environment, pyplot, show
 from .crowns import CLASSES as TREES, held_out_tiles, photographs, training_tile
+from .detect_report import HEAD, summary
 from .scenes import CLASSES, Coco, Sample, art, scene
 
 prepare()
@@ -444,30 +445,6 @@ def picture(model: nn.Module, samples: Sequence[Sample], file: Path) -> None:
     pyplot_.close(figure)
 
 
-def table(results: Mapping[str, Any]) -> None:
-    """Means over seeds, and the paired difference from the labels alone."""
-    by_method: dict[str, list[dict[str, Any]]] = {}
-    for run in results["runs"]:
-        by_method.setdefault(run["method"], []).append(run)
-    base = {run["seed"]: run["AP50"] for run in by_method.get("labels", [])}
-    rows = []
-    for method, own in by_method.items():
-        gains = [100 * (run["AP50"] - base[run["seed"]]) for run in own if run["seed"] in base]
-        rows.append(
-            (
-                method,
-                spread([100 * run["AP50"] for run in own], ".1f"),
-                spread([100 * run["AP"] for run in own], ".1f"),
-                spread(gains, "+.1f") if gains else "",
-                f"{fmean(run['cpu_seconds'] for run in own):.0f}",
-            )
-        )
-    if "teacher" in results:
-        own = results["teacher"]
-        rows.append(("the teacher", f"{100 * own['AP50']:.1f}", f"{100 * own['AP']:.1f}", "", ""))
-    show("Detection", ("student learns by", "AP50", "AP", "beside labels", "CPU s"), rows)
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.detect", description=__doc__.splitlines()[0])
     parser.add_argument("--emoji", type=Path, help="the unpacked package emoji-datasource-google")
@@ -512,7 +489,7 @@ def main(arguments: list[str] | None = None) -> None:
         if here.world > 1:
             distributed.destroy_process_group()
     if here.rank == 0:
-        table(results)
+        show("Detection", HEAD, summary(results))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "detect.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         print(f"Written: {folder / 'detect.json'}")

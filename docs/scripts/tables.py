@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import torch
 
 import fcfd
-from benchmarks import accounting, cifar100, imagenet, losses, quantised, scaling, step
+from benchmarks import accounting, cifar100, detect_report, imagenet, losses, quantised, scaling, step
 from benchmarks.common import mebibytes, spread
 from benchmarks.methods import METHODS
 from benchmarks.step import Setting
@@ -37,7 +37,7 @@ PAGES = [
     *(
         DOCS / f"{name}.md"
         for name in (
-            *("api/losses", "compile", "evidence", "function", "losses"),
+            *("api/losses", "compile", "detection", "evidence", "function", "losses"),
             *("memory", "migrating", "published", "scale"),
         )
     ),
@@ -77,6 +77,7 @@ def _filled(mark: re.Match[str]) -> str:
         "losses": _losses,
         "index": _index,
         "quantised": _quantised,
+        "detection": _detection,
         "terms": _terms,
         "study": study.study_rows,
         "main": study.main_rows,
@@ -253,6 +254,12 @@ def _quantised(name: str) -> list[tuple[str, ...]]:
     rows = json.loads((RESULTS / f"quantised-{name}.json").read_text())["rows"]
     head = ("bits", "student learns by", "accuracy, %", "divergence, nats")
     return [head, ("---:", "---", "---:", "---:"), *quantised.summary(rows)]
+
+
+def _detection(name: str) -> list[tuple[str, ...]]:
+    """Average precision by what a detector learns from."""
+    rows = detect_report.summary(json.loads((RESULTS / "detect" / f"{name}.json").read_text()))
+    return [detect_report.HEAD, ("---", *("---:",) * (len(detect_report.HEAD) - 1)), *rows]
 
 
 def _step(name: str) -> list[tuple[str, ...]]:

@@ -15,7 +15,7 @@ NEEDED = ("torchvision", "torchmetrics", "faster_coco_eval", "skimage", "sklearn
 if missing := [name for name in NEEDED if find_spec(name) is None]:
     pytest.skip(f"{', '.join(missing)} not installed", allow_module_level=True)
 
-from benchmarks import crowns, detect, scenes  # noqa: E402
+from benchmarks import crowns, detect, detect_report, scenes  # noqa: E402
 
 TINY = detect.Setting(
     scenes=8, test_scenes=4, side=64, teacher_steps=3, steps=4, batch=2, evaluations=2, rate=0.01
@@ -228,6 +228,20 @@ def test_coco_is_one_command(emoji, tmp_path, processes):
     results = json.loads((tmp_path / "runs" / "coco" / "detect.json").read_text())
     assert results["pair"] == "resnet50-mobilenet_v2"
     assert 0 <= results["runs"][0]["AP50"] <= 1
+
+
+def test_the_table_pairs_methods_by_their_seeds():
+    runs = [
+        {"method": method, "seed": seed, "AP50": (base + gain) / 100, "AP": 0.1, "cpu_seconds": 60.0}
+        for method, gain in (("labels", 0.0), ("FCFD", 2.0))
+        for seed, base in enumerate((20.0, 24.0, 28.0))
+    ]
+    results = {"runs": runs[::-1], "teacher": {"AP50": 0.4, "AP": 0.2}}
+    assert detect_report.summary(results) == [
+        ("FCFD", "26.0 ± 4.0", "10.0 ± 0.0", "+2.0 (+2.0 to +2.0)", "3 of 3", "60"),
+        ("labels", "24.0 ± 4.0", "10.0 ± 0.0", "", "", "60"),
+        ("the teacher itself", "40.0", "20.0", "", "", ""),
+    ]
 
 
 def test_a_batch_that_cannot_be_filled_or_shared_is_refused(emoji, tmp_path):
