@@ -52,7 +52,10 @@ LAYERS = (
     ("splitting.verify",),
     ("splitting.cutting",),
     ("splitting", "matching"),
-    ("walking", "recipes", "detection"),
+    ("walking", "recipes", "detecting._parts"),
+    ("detecting.batch",),
+    ("detecting.two_stages", "detecting.one_stage"),
+    ("detection",),
     ("bridging", "objectives", "analysis", "stitching"),
     ("linking",),
     ("losses", "exporting"),
@@ -111,7 +114,7 @@ def _imported(module: str) -> set[str]:
 
 
 def test_every_module_has_a_layer():
-    assert sorted(_modules().keys() - {"", "families", "copying", "leaning"}) == sorted(
+    assert sorted(_modules().keys() - {"", "families", "copying", "leaning", "detecting"}) == sorted(
         name for layer in LAYERS for name in layer
     )
 

@@ -26,14 +26,14 @@ from reference import torchvision_cpu
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "benchmarks" / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 WITHIN_LOSSES = ("families", "objectives")
-INTERNAL = ("bridging", "copying", "leaning")
+INTERNAL = ("bridging", "copying", "detecting", "leaning")
 """Modules of which users import nothing."""
 MODULES = sorted(
     info.name
     for info in pkgutil.iter_modules(fcfd.__path__)
     if not info.name.startswith("_") and info.name not in (*WITHIN_LOSSES, *INTERNAL)
 )
-FACES = ("losses", "splitting")
+FACES = ("detection", "losses", "splitting")
 """What users import from these is defined elsewhere: their pages list it."""
 WIDTH = 88
 """Characters of a line of code that a page of the site shows without a scroll bar."""

@@ -1,0 +1,1 @@
+"""Detecting: torchvision's detectors as networks; `fcfd.detection` is what users import."""
