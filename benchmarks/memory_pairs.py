@@ -178,6 +178,6 @@ PAIRS = {
         _images(112),
         4,
     ),
-    "32k tokens": _language(32_000, 8),
-    "150k tokens": _language(150_000, 4),
+    "32k tokens": _language(32_000, 4),
+    "150k tokens": _language(150_000, 2),
 }

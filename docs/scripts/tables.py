@@ -18,7 +18,17 @@ from typing import Any, TypeAlias
 import torch
 
 import fcfd
-from benchmarks import accounting, cifar100, detect_report, imagenet, losses, quantised, scaling, step
+from benchmarks import (
+    accounting,
+    cifar100,
+    detect_report,
+    imagenet,
+    losses,
+    memory,
+    quantised,
+    scaling,
+    step,
+)
 from benchmarks.common import mebibytes, spread
 from benchmarks.methods import METHODS
 from benchmarks.step import Setting
@@ -294,13 +304,20 @@ def _memory(name: str) -> list[tuple[str, ...]]:
 
 
 def _kept(name: str) -> list[tuple[str, ...]]:
-    """What a step keeps and holds at its worst, in units of the one whose teacher is as it is."""
-    rows: list[tuple[str, ...]] = [("pair", "teacher", "kept", "peak"), ("---", "---", "---:", "---:")]
+    """What a step keeps and holds at its worst, in units of the plain one, and the batch that fits."""
+    head = ("pair", "variant", "kept", "kept, compiled", "peak", "time", "largest batch")
     records = _published("memory", name)
     plain = {record["pair"]: record for record in records if record["variant"] == "plain"}
+    rows: list[tuple[str, ...]] = [head, ("---", "---", *("---:",) * 5)]
     for record in records:
-        ratios = [record[each] / plain[record["pair"]][each] for each in ("kept", "peak")]
-        rows.append((record["pair"], record["variant"], *(f"{ratio:.2f}" for ratio in ratios)))
+        unit = plain[record["pair"]]
+        kept, compiled, peak = (
+            f"{record[each] / unit[each]:.2f}" if each in record else ""
+            for each in ("kept", "kept compiled", "peak")
+        )
+        time = f"{record['time to plain']:.2f}" if "time to plain" in record else ""
+        largest = str(record.get("largest batch", ""))
+        rows.append((record["pair"], record["variant"], kept, compiled, peak, time, largest))
     return rows
 
 
@@ -312,7 +329,7 @@ def _beside_stand_in(name: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
 
 
 def _comparison(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(record[name] for name in Setting._fields)
+    return tuple(record.get(name, getattr(step.CIFAR, name)) for name in Setting._fields)
 
 
 def _compiling(name: str) -> list[tuple[str, ...]]:
@@ -470,7 +487,7 @@ def _published(benchmark: str, name: str) -> list[dict[str, Any]]:
 
 def draw() -> None:
     """The figures of published benchmarks."""
-    for benchmark in (losses, scaling, step):
+    for benchmark in (losses, memory, scaling, step):
         folder = benchmark.__name__.rpartition(".")[2]
         records = [record for record in _published(folder, "cpu") if "failed" not in record]
         benchmark.plot(records, DOCS / "figures" / f"{folder}-cpu.svg")
