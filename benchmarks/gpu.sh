@@ -56,11 +56,12 @@ step() { # step NAME SECONDS [ARGUMENT...]: the eager forms named first, and wha
 
 all() {
   local base=(stand-in fcfd "fcfd lean") whole=("fcfd whole") last=("fcfd graphs" "fcfd lean whole" "fcfd stages")
-  local trace=()
-  if [ -n "$quick" ]; then whole=() last=("fcfd stages") trace=(--backend eager); fi
+  local pairs=("150k tokens" cifar vit "32k tokens" imagenet "resnet to vit") trace=()
+  if [ -n "$quick" ]; then
+    whole=() last=("fcfd stages") pairs=("32k tokens" cifar) trace=(--backend eager)
+  fi
   step step 110 --dtype float32 --minutes 1.3 --variants KD "${base[@]}" "${whole[@]}"
-  part memory 65 memory --measure memory time --minutes 0.9 --seconds 2 \
-    --pairs "150k tokens" cifar vit "32k tokens" imagenet "resnet to vit"
+  part memory 65 memory --measure memory time --minutes 0.9 --seconds 2 --pairs "${pairs[@]}"
   part check 50 device_check
   step step-paths 90 --dtype float32 --paths 4 --minutes 1.1 \
     --variants "${base[@]}" "fcfd batched" "${whole[@]}" "${whole[@]/whole/batched whole}"

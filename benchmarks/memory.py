@@ -280,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if perf_counter() > deadline:
             print(f"left out: {pair}")
             continue
-        batch = 2 if options.quick else PAIRS[pair].batch * TIMES[options.device]
+        batch = 1 if options.quick else PAIRS[pair].batch * TIMES[options.device]
         try:
             on = step(PAIRS[pair], batch, options.device)
         except ImportError as error:

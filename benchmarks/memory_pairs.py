@@ -35,14 +35,22 @@ IMAGES = {
     "checkpointed": Way(checkpointed),
     "both": Way(lambda stages: checkpointed(lean(stages))),
 }
+TRANSFORMERS = {
+    "plain": Way(),
+    "lean": Way(lean),
+    "recompute": Way(partial(lean, recompute=True)),
+    "checkpointed": Way(checkpointed),
+    "both": Way(lambda stages: checkpointed(lean(stages, recompute=True))),
+}
+"""Both is recompute, checkpointed."""
 LANGUAGE = {
     "plain": Way(),
     "chunked": Way(heads=losses.chunked),
     "fused": Way(heads=losses.fused),
-    "checkpointed": Way(checkpointed),
-    "both": Way(checkpointed, losses.fused),
+    "fused, recompute": Way(partial(lean, recompute=True), losses.fused),
+    "fused, checkpointed": Way(checkpointed, losses.fused),
 }
-"""Where logits are most of it, losses read hidden states and heads; both is fused and checkpointed."""
+"""Where logits are most of it, losses read hidden states and heads."""
 
 
 class Pair(NamedTuple):
@@ -170,6 +178,7 @@ PAIRS = {
         (_layers(1, 3, 5), _layers(0, 1, 2)),
         _images(112),
         2,
+        TRANSFORMERS,
     ),
     "resnet to vit": Pair(
         _zoo("resnet34IN"),

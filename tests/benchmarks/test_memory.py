@@ -74,8 +74,8 @@ def test_the_program_keeps_what_it_measured_and_adds_to_it(tmp_path, monkeypatch
     rows = json.loads((tmp_path / "cpu.json").read_text())["rows"]
     assert [row["variant"] for row in rows] == list(TINY.ways), "the next measure ran"
     assert all(0 < row["kept"] <= row["peak"] for row in rows)
-    assert rows[3]["variant"] == "checkpointed"
-    assert rows[3]["kept"] < rows[0]["kept"]
+    assert rows[4]["variant"] == "fused, checkpointed"
+    assert rows[4]["kept"] < rows[0]["kept"]
 
     memory.main([*options, "time", "--add"])
     more = json.loads((tmp_path / "cpu.json").read_text())["rows"]
