@@ -63,6 +63,7 @@ LOOPS = (
     "inter_channel_correlation",
     "mlkd_class_corr",
     "ikl",
+    "gkl",
 )
 """Naive formulas that loop over examples or pair all classes, measured at the first size only."""
 

@@ -156,6 +156,16 @@ def ikl(prediction: Tensor, target: Tensor) -> Tensor:
     return (variance - (target.softmax(-1) * prediction.softmax(-1).log()).sum(-1)).mean()
 
 
+def gkl(prediction: Tensor, target: Tensor) -> Tensor:
+    """As published, over all pairs of classes."""
+    weight = target.softmax(-1) ** 0.5
+    gap = prediction - target
+    pairs = (gap.unsqueeze(-1) - gap.unsqueeze(-2)).square()
+    variances = (weight.unsqueeze(-1) * weight.unsqueeze(-2) * pairs).sum() / 4
+    wanted = -(target.softmax(-1) * prediction.softmax(-1).log()).sum(-1).mean()
+    return variances / weight.sum(-1).square().sum() + wanted
+
+
 def ab_divergence(prediction: Tensor, target: Tensor) -> Tensor:
     p, q = target.softmax(-1), prediction.softmax(-1)
     a, b = 0.2, 0.7
@@ -207,6 +217,31 @@ def gdkd(prediction: Tensor, target: Tensor) -> Tensor:
     return 16 * loss.mean()
 
 
+def gdkd3(prediction: Tensor, target: Tensor) -> Tensor:
+    order = target.topk(2).indices
+    first, second = (torch.zeros_like(target).scatter(-1, order[:, k : k + 1], 1.0) for k in range(2))
+    rest = 1 - first - second
+    p, q = (target / 4).softmax(-1), (prediction / 4).softmax(-1)
+    loss = prediction.new_zeros(len(prediction))
+    for group in (first, second, rest):
+        a, b = (p * group).sum(-1), (q * group).sum(-1)
+        loss = loss + a * (a / b).log()
+    for group, weight in ((second, 1.0), (rest, 8.0)):
+        s, t = ((z / 4 - 1000 * (1 - group)).log_softmax(-1) for z in (prediction, target))
+        loss = loss + weight * (t.exp() * (t - s)).sum(-1)
+    return 16 * loss.mean()
+
+
+def topk_nckd(prediction: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+    hot = F.one_hot(labels, prediction.shape[-1])
+    first = torch.zeros_like(target).scatter(-1, target.topk(3).indices, 1.0)
+    q, p = (((z / 4).softmax(-1) * hot).sum(-1) for z in (prediction, target))
+    label = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    left_out = 1000 * (1 - first * (1 - hot))
+    s, t = ((z / 4 - left_out).log_softmax(-1) for z in (prediction, target))
+    return 16 * (label + 8 * (t.exp() * (t - s)).sum(-1)).mean()
+
+
 def topk_kl(prediction: Tensor, ids: Tensor, log_probabilities: Tensor) -> Tensor:
     p, q = log_probabilities.exp(), prediction.log_softmax(-1).gather(-1, ids).exp()
     p, q = (torch.cat((x, 1 - x.sum(-1, keepdim=True)), -1) for x in (p, q))
@@ -219,6 +254,13 @@ def topk_reverse_kl(prediction: Tensor, ids: Tensor, log_probabilities: Tensor) 
     return (q * (q / p).log()).sum(-1).mean()
 
 
+def topk_jsd(prediction: Tensor, ids: Tensor, log_probabilities: Tensor) -> Tensor:
+    p, q = log_probabilities.exp(), prediction.log_softmax(-1).gather(-1, ids).exp()
+    p, q = (torch.cat((x, 1 - x.sum(-1, keepdim=True)), -1) for x in (p, q))
+    middle = (p + q) / 2
+    return 0.5 * (p * (p / middle).log() + q * (q / middle).log()).sum(-1).mean()
+
+
 def sampled_kl(prediction: Tensor, ids: Tensor, log_probabilities: Tensor) -> Tensor:
     return (log_probabilities - prediction.log_softmax(-1).gather(-1, ids)).mean(-1).mean()
 
@@ -226,6 +268,17 @@ def sampled_kl(prediction: Tensor, ids: Tensor, log_probabilities: Tensor) -> Te
 def uld(prediction: Tensor, target: Tensor) -> Tensor:
     p, q = (z.softmax(-1).sort(-1, descending=True).values for z in (target, prediction))
     return (p - q).abs().sum(-1).mean()
+
+
+def uld_hybrid(prediction: Tensor, target: Tensor, matched: Tensor, target_matched: Tensor) -> Tensor:
+    q, p = prediction.softmax(-1), target.softmax(-1)
+    b, a = q[:, matched], p[:, target_matched]
+    middle = (a + b) / 2
+    common = 0.5 * (a * (a / middle).log() + b * (b / middle).log()).sum(-1)
+    others = q.index_fill(-1, matched, 0.0), p.index_fill(-1, target_matched, 0.0)
+    s, t = (z.sort(-1, descending=True).values for z in others)
+    share = len(matched) / prediction.shape[-1]
+    return (share * common + (1 - share) * (s - t).abs().sum(-1)).mean()
 
 
 def gram(prediction: Tensor, target: Tensor) -> Tensor:
@@ -278,16 +331,21 @@ NAIVE = {
         nst_poly,
         inter_channel_correlation,
         ikl,
+        gkl,
         ab_divergence,
         akl,
         alpha_mixture,
         taid,
         rld,
         gdkd,
+        gdkd3,
+        topk_nckd,
         topk_kl,
         topk_reverse_kl,
+        topk_jsd,
         sampled_kl,
         uld,
+        uld_hybrid,
         gram,
         patch_similarity_kl,
         similarity_kl,

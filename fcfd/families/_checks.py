@@ -26,6 +26,8 @@ def floats(function: str, layout: str, /, **tensors: Tensor) -> list[Tensor]:
 
     ``...`` in a layout stands for any number of axes: ``"..., classes"``, ``"batch, ..."``.
     """
+    if _are_usual(layout, tensors):
+        return list(tensors.values())
     for name, tensor in tensors.items():
         check_tensor(function, name, tensor)
         if not tensor.is_floating_point():
@@ -52,8 +54,25 @@ def agreeing(function: str, layout: str, shared: str, hint: str, /, **tensors: T
     return checked
 
 
+def _are_usual(layout: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether tensors pass every check of `floats` at a glance; small losses spend time on these."""
+    more = "..." in layout
+    named = layout.count(",") + 1 - more
+    devices = []
+    for tensor in tensors.values():
+        if type(tensor) is not Tensor or tensor.dtype is not torch.float32 or tensor.numel() == 0:
+            return False
+        if tensor.ndim != named and (tensor.ndim < named or not more):
+            return False
+        devices.append(tensor.device)
+    return devices.count(devices[0]) == len(devices)
+
+
 def class_logits(function: str, /, **logits: Tensor) -> Tensor:
     """The logits of one network, checked for a softmax."""
+    (given,) = logits.values()
+    if _is_usual(given, given):
+        return given
     (checked,) = floats(function, "..., classes", **logits)
     check_classes(function, **logits)
     return checked
@@ -73,7 +92,7 @@ def _is_usual(prediction: object, target: object) -> bool:
     return (
         type(prediction) is type(target) is Tensor
         and prediction.dtype is target.dtype is torch.float32
-        and prediction.shape == target.shape
+        and (prediction is target or prediction.shape == target.shape)
         and prediction.device == target.device
         and prediction.ndim in (2, 3)
         and prediction.shape[-1] > 1
@@ -179,6 +198,8 @@ def class_labels(function: str, labels: Tensor, /, **logits: Tensor) -> Tensor:
     """Integer classes, one for each example of the logits, as torch wants them."""
     ((name, tensor),) = logits.items()
     check_tensor(function, "labels", labels)
+    if labels.dtype is torch.int64 and labels.shape == tensor.shape[:-1] and labels.device == tensor.device:
+        return labels
     integers = is_integer(labels)
     if not integers or labels.shape != tensor.shape[:-1]:
         error = ValueError if integers else TypeError
@@ -189,7 +210,7 @@ def class_labels(function: str, labels: Tensor, /, **logits: Tensor) -> Tensor:
             f"{list(tensor.shape[:-1])}, one for each example of {name} {shape(tensor)}.{hint}"
         )
     check_one_device(function, labels=labels, **logits)
-    return labels if labels.dtype == torch.int64 else labels.long()
+    return labels.long()
 
 
 def are_probabilities(function: str, labels: Tensor, prediction: Tensor) -> bool:

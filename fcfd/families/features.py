@@ -180,7 +180,9 @@ def cosine_distance(prediction: Tensor, target: Tensor) -> Tensor:
     name = "cosine_distance"
     student, teacher = alike(name, "..., dimensions", _BRIDGE, prediction=prediction, target=target)
     check_positions(name, prediction=prediction)
-    return 1 - (safe_normalize(student) * safe_normalize(teacher)).sum(-1)
+    lengths = [torch.linalg.vector_norm(x, dim=-1) for x in (student, teacher)]
+    both = lengths[0] * lengths[1]
+    return 1 - (student * teacher).sum(-1) / (both + (both <= 1e-24))
 
 
 def vkd(prediction: Tensor, target: Tensor, *, eps: float = 1e-5) -> Tensor:
@@ -215,8 +217,11 @@ def vkd(prediction: Tensor, target: Tensor, *, eps: float = 1e-5) -> Tensor:
     check_number(name, "eps", eps, least=0)
     student, teacher = alike(name, "..., dimensions", _BRIDGE, prediction=prediction, target=target)
     check_positions(name, prediction=prediction)
-    centred = teacher - teacher.mean(-1, keepdim=True)
-    normalised = centred * (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
+    if isinstance(eps, Tensor):
+        centred = teacher - teacher.mean(-1, keepdim=True)
+        normalised = centred * (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
+    else:
+        normalised = F.layer_norm(teacher, teacher.shape[-1:], eps=eps)
     return F.smooth_l1_loss(student, normalised, reduction="none").mean(-1)
 
 

@@ -36,6 +36,7 @@ from ._checks import (
 from ._numerics import (
     binary_errors,
     binary_log_probabilities,
+    covered_divergence,
     crossed,
     distributions,
     divergence,
@@ -400,7 +401,9 @@ def skew_forward_kl_ce(prediction: Tensor, target: Tensor, *, skew: float = 0.1)
     name = "skew_forward_kl_ce"
     check_plain(name, "skew", skew, least=0, below=1)
     log_student, log_teacher = _log_softmaxes(*logit_pair(name, prediction, target))
-    return crossed(log_teacher.exp(), log_mixture(log_teacher, log_student, skew))
+    if skew == 0:
+        return crossed(log_teacher.exp(), log_student)
+    return -(log_teacher.exp() * log_mixture(log_teacher, log_student, skew)).sum(-1)
 
 
 def skew_reverse_kl(prediction: Tensor, target: Tensor, *, skew: float = 0.1) -> Tensor:
@@ -434,7 +437,7 @@ def skew_reverse_kl(prediction: Tensor, target: Tensor, *, skew: float = 0.1) ->
     log_student, log_teacher = _log_softmaxes(*logit_pair(name, prediction, target))
     if skew == 0:
         return reverse_divergence(log_student, log_teacher)
-    return divergence(log_student, log_mixture(log_student, log_teacher, skew))
+    return covered_divergence(log_student, log_mixture(log_student, log_teacher, skew))
 
 
 def total_variation(prediction: Tensor, target: Tensor) -> Tensor:
@@ -786,7 +789,7 @@ def mlkd_class_corr(prediction: Tensor, target: Tensor, *, temperature: float = 
         temperature: T; published 2, 3, 4, 5 and 6, averaged. There is no factor T².
 
     Returns:
-        A scalar: the products couple the batch. The smaller of B² and C² is what memory holds.
+        A scalar: the products couple the batch. Memory holds B² or C², about the smaller of them.
 
     Raises:
         ValueError: The shapes differ, or there is no example.
@@ -819,7 +822,7 @@ def mlkd_batch_corr(prediction: Tensor, target: Tensor, *, temperature: float = 
         temperature: T; published 2, 3, 4, 5 and 6, averaged. There is no factor T².
 
     Returns:
-        A scalar: the products couple the batch. The smaller of B² and C² is what memory holds.
+        A scalar: the products couple the batch. Memory holds B² or C², about the smaller of them.
 
     Raises:
         ValueError: The shapes differ, or there is no example.
@@ -919,7 +922,7 @@ def _gram_distance(x: Tensor, y: Tensor) -> Tensor:
     only. Nothing cancels where x nears y, unlike in the expansion into three traces.
     """
     with exact(x):
-        if x.shape[0] <= x.shape[1]:
+        if x.shape[0] <= 2 * x.shape[1]:
             return (x @ x.mT - y @ y.mT).square().sum()
         e, m = x - y, x + y
         cross = e.mT @ m

@@ -62,7 +62,7 @@ def attention_transfer(prediction: Tensor, target: Tensor, *, p: float = 2.0) ->
         powers = feature.pow(p) if p % 2 == 0 else feature.abs().pow(p)
         return safe_normalize(powers.sum(1).flatten(1))
 
-    return (attention(student) - attention(teacher)).square().mean(1)
+    return F.mse_loss(attention(student), attention(teacher), reduction="none").mean(1)
 
 
 def hcl(prediction: Tensor, target: Tensor, *, sizes: tuple[int, ...] = (4, 2, 1)) -> Tensor:
@@ -338,7 +338,7 @@ def inter_channel_correlation(prediction: Tensor, target: Tensor) -> Tensor:
     pair = agreeing(name, _MAP, shared, _CHANNELS, prediction=prediction, target=target)
     with exact(prediction):
         student, teacher = (safe_normalize(x @ x.mT) for x in (feature.flatten(2) for feature in pair))
-    return (student - teacher).square().sum(-1).mean(-1)
+    return F.mse_loss(student, teacher, reduction="none").sum((1, 2)) / student.shape[1]
 
 
 def nst_poly(prediction: Tensor, target: Tensor) -> Tensor:

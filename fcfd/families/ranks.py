@@ -13,7 +13,15 @@ from torch.nn import functional as F
 
 from .._text import check_choice, check_integer, check_plain
 from ._checks import check_finite, class_column, logit_pair, per_example
-from ._numerics import binary_log_probabilities, divergence, log_sum, reverse_divergence, scaled
+from ._numerics import (
+    binary_log_probabilities,
+    divergence,
+    filled,
+    log_sum,
+    reverse_divergence,
+    scaled,
+    times,
+)
 
 STRATEGIES = ("best", "worst")
 
@@ -71,9 +79,13 @@ def rld(
     label_t = _odds(scaled(teacher, sharpness), first)
     label_s = _odds(scaled(student, sharpness), y)
     below = teacher < teacher.gather(-1, y)
-    of_label = divergence(label_t, label_s) * label_temperature**2
-    among = divergence(_among(scaled(teacher, scale), below), _among(scaled(student, scale), below))
-    return alpha * of_label + beta * among * temperature**2
+    of_label = divergence(label_t, label_s, alpha * label_temperature**2)
+    among = divergence(
+        _among(scaled(teacher, scale), below),
+        _among(scaled(student, scale), below),
+        beta * temperature**2,
+    )
+    return of_label + among
 
 
 def gdkd(
@@ -128,11 +140,11 @@ def gdkd(
     check_choice(name, "strategy", strategy, STRATEGIES)
     check_plain(name, "reverse", reverse, least=0, most=1)
     check_finite(name, w0=w0, w1=w1, w2=w2)
-    student, teacher, ranks = _ranked(name, prediction, target, temperature, k, strategy == "best")
-    first, rest = ranks < k, ranks >= k
-    loss = w0 * _masses(student, teacher, (first, rest))
-    loss = loss + w1 * _shapes(student, teacher, first, reverse)
-    return (loss + w2 * _shapes(student, teacher, rest, reverse)) * temperature**2
+    student, teacher = _pair(name, prediction, target, k)
+    first = _first(teacher, k, strategy == "best")
+    student, teacher = _softened(name, student, teacher, temperature)
+    masses, shapes = _parts(student, teacher, (first, ~first), reverse)
+    return times(w0 * masses + w1 * shapes[0] + w2 * shapes[1], temperature**2)
 
 
 def gdkd3(
@@ -178,11 +190,11 @@ def gdkd3(
     """
     name = "gdkd3"
     check_finite(name, w0=w0, w1=w1, w2=w2)
-    student, teacher, ranks = _ranked(name, prediction, target, temperature, k, True)
-    first, second, rest = ranks < 1, (ranks >= 1) & (ranks < k), ranks >= k
-    loss = w0 * _masses(student, teacher, (first, second, rest))
-    loss = loss + w1 * _shapes(student, teacher, second, 0.0)
-    return (loss + w2 * _shapes(student, teacher, rest, 0.0)) * temperature**2
+    student, teacher = _pair(name, prediction, target, k)
+    very_first, first = _first(teacher, 1, True), _first(teacher, k, True)
+    student, teacher = _softened(name, student, teacher, temperature)
+    masses, shapes = _parts(student, teacher, (very_first, first & ~very_first, ~first), 0.0)
+    return times(w0 * masses + w1 * shapes[1] + w2 * shapes[2], temperature**2)
 
 
 def topk_nckd(
@@ -238,42 +250,45 @@ def topk_nckd(
     scale = per_example(name, temperature, prediction=prediction)
     others = torch.ones_like(teacher, dtype=torch.bool).scatter(-1, y, False)
     if 0 < k < prediction.shape[-1]:
-        others = others & (_ranks(teacher, True) < k)
+        others = others & _first(teacher, k, True)
     student, teacher = scaled(student, scale), scaled(teacher, scale)
     of_label = divergence(_odds(teacher, y), _odds(student, y))
     among = divergence(_among(teacher, others), _among(student, others))
-    return (alpha * of_label + beta * among) * temperature**2
+    return times(alpha * of_label + beta * among, temperature**2)
 
 
 # What they share
 
 
-def _ranked(
-    function: str,
-    prediction: Tensor,
-    target: Tensor,
-    temperature: float | Tensor,
-    k: int,
-    best: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The softened logits of both networks, and the rank of every class in the teacher."""
+def _pair(function: str, prediction: Tensor, target: Tensor, k: int) -> list[Tensor]:
+    """The logits of both networks, of more than k classes."""
     check_integer(function, "k", k, least=1)
-    student, teacher = logit_pair(function, prediction, target)
+    pair = logit_pair(function, prediction, target)
     if k >= prediction.shape[-1]:
         raise ValueError(
             f"{function}: k {k} must be below the number of classes, {prediction.shape[-1]}: a class must be "
             "left for the rest."
         )
-    scale = per_example(function, temperature, prediction=prediction)
-    return scaled(student, scale), scaled(teacher, scale), _ranks(teacher, best)
+    return pair
 
 
-def _ranks(teacher: Tensor, best: bool) -> Tensor:
-    """The place of every class, from 0, excluded ones last. Stable, so the same on every device."""
-    values = teacher if best else torch.where(teacher == -inf, inf, teacher)
-    order = values.argsort(dim=-1, descending=best, stable=True)
-    places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    return torch.zeros_like(order).scatter(-1, order, places)
+def _softened(
+    function: str, student: Tensor, teacher: Tensor, temperature: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    scale = per_example(function, temperature, prediction=student)
+    return scaled(student, scale), scaled(teacher, scale)
+
+
+def _first(teacher: Tensor, k: int, best: bool) -> Tensor:
+    """Which are the k highest classes, or the lowest that are not excluded.
+
+    Among equal ones the first: what `topk` would take of them differs by device.
+    """
+    values = teacher if best else -torch.where(teacher == -inf, inf, teacher)
+    last = values.topk(k).values[..., -1:]
+    above, equal = values > last, values == last
+    missing = k - above.sum(-1, keepdim=True)
+    return above | (equal & (equal.cumsum(-1) <= missing))
 
 
 def _odds(logits: Tensor, y: Tensor) -> Tensor:
@@ -283,25 +298,36 @@ def _odds(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _among(logits: Tensor, counted: Tensor) -> Tensor:
-    """Log-probabilities among the classes that count, or of none where none does."""
+    """Log-probabilities among the classes that count; −∞ where none does."""
     kept = torch.where(counted, logits, -inf)
-    nothing = (kept == -inf).all(-1, keepdim=True)
-    return torch.where(nothing, -inf, F.log_softmax(torch.where(nothing, 0.0, kept), dim=-1))
+    nothing = kept.detach().amax(-1, keepdim=True) == -inf
+    log_p = F.log_softmax(filled(kept, nothing), dim=-1)
+    return log_p + (~nothing).to(log_p.dtype).log()
 
 
-def _masses(student: Tensor, teacher: Tensor, groups: tuple[Tensor, ...]) -> Tensor:
-    """The divergence of what each group has in all."""
-    sums = [torch.cat([_log_mass(z, group) for group in groups], -1) for z in (teacher, student)]
-    return divergence(*(F.log_softmax(x, dim=-1) for x in sums))
+def _log_mass(logits: Tensor, log_p: Tensor) -> Tensor:
+    """log Σ exp of a group's logits `[..., 1]`, from the log-probabilities within it."""
+    highest, at = log_p.detach().max(-1, keepdim=True)
+    mass = logits.gather(-1, at) - log_p.gather(-1, at)
+    return torch.where(highest == -inf, -inf, mass)
 
 
-def _log_mass(logits: Tensor, group: Tensor) -> Tensor:
-    return log_sum(torch.where(group, logits, -inf))
+def _parts(
+    student: Tensor, teacher: Tensor, groups: tuple[Tensor, ...], reverse: float
+) -> tuple[Tensor, list[Tensor]]:
+    """The divergence of what each group has in all, and those within each group."""
+    within_t, within_s = ([_among(z, group) for group in groups] for z in (teacher, student))
+    sums = [
+        torch.cat([_log_mass(z, log_p) for log_p in within], -1)
+        for z, within in ((teacher, within_t), (student, within_s))
+    ]
+    masses = divergence(*(F.log_softmax(x, dim=-1) for x in sums))
+    pairs = zip(within_t, within_s, strict=True)
+    return masses, [_shape(log_p, log_q, reverse) for log_p, log_q in pairs]
 
 
-def _shapes(student: Tensor, teacher: Tensor, group: Tensor, reverse: float) -> Tensor:
+def _shape(log_p: Tensor, log_q: Tensor, reverse: float) -> Tensor:
     """The divergence within a group, forward and in reverse."""
-    log_p, log_q = _among(teacher, group), _among(student, group)
     if reverse == 0:
         return divergence(log_p, log_q)
     backward = reverse_divergence(log_q, log_p)

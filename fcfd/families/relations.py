@@ -229,7 +229,7 @@ def similarity_preserving(prediction: Tensor, target: Tensor) -> Tensor:
         L1 norm instead.
     """
     student, teacher = _rows("similarity_preserving", prediction=prediction, target=target)
-    return (safe_normalize(_gram(student)) - safe_normalize(_gram(teacher))).square().mean()
+    return F.mse_loss(safe_normalize(_gram(student)), safe_normalize(_gram(teacher)))
 
 
 def cc_adjacent(prediction: Tensor, target: Tensor) -> Tensor:
@@ -340,7 +340,7 @@ def cc_taylor_rbf(prediction: Tensor, target: Tensor, *, gamma: float = 0.4, ord
     check_integer(name, "order", order, least=0)
     rows = _rows(name, prediction=prediction, target=target)
     student, teacher = (_kernel(safe_normalize(x), gamma, order) for x in rows)
-    return (student - teacher).square().mean()
+    return F.mse_loss(student, teacher)
 
 
 def linear_cka(x: Tensor, y: Tensor) -> Tensor:
@@ -373,14 +373,16 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
         1905.00414. Checked against jayroxis/CKA-similarity `linear_CKA`, which is NaN for constant
         features. The estimator is the biased one.
     """
-    # Of length one as a whole, so that no fourth power overflows.
-    x, y = (safe_normalize(z - z.mean(0), (0, 1)) for z in _rows("linear_cka", 2, x=x, y=y))
+    x, y = (_centred_to_length_one(z) for z in _rows("linear_cka", 2, x=x, y=y))
     with exact(x):
         if len(x) <= max(x.shape[1], y.shape[1]):
-            kernels = (x @ x.mT).flatten(), (y @ y.mT).flatten()
-            return (safe_normalize(kernels[0]) * safe_normalize(kernels[1])).sum()
-        scale = torch.linalg.matrix_norm(x.mT @ x) * torch.linalg.matrix_norm(y.mT @ y)
-        return (y.mT @ x).square().sum() / torch.where(scale <= 0, 1.0, scale)
+            a, b = x @ x.mT, y @ y.mT
+            shared = (a * b).sum()
+        else:
+            a, b = x.mT @ x, y.mT @ y
+            shared = (y.mT @ x).square().sum()
+    scale = torch.linalg.vector_norm(a) * torch.linalg.vector_norm(b)
+    return shared / (scale + (scale <= 0))
 
 
 def cka_class_cost(features: Tensor, *, kappa: float = 1.0) -> Tensor:
@@ -523,6 +525,14 @@ def _apart(sums: Tensor, products: Tensor) -> Tensor:
     """‖a‖² + ‖b‖² − 2⟨a, b⟩; exactly zero, without a gradient, below the precision."""
     squares = sums - 2 * products
     return torch.where(squares <= 8 * torch.finfo(sums.dtype).eps * sums, 0.0, squares)
+
+
+def _centred_to_length_one(rows: Tensor) -> Tensor:
+    """Of length one as a whole, so that no fourth power overflows. What follows does not see the scale, so
+    that it is a constant of the derivatives."""
+    centred = rows - rows.mean(0)
+    length = torch.linalg.vector_norm(centred.detach())
+    return centred / (length + (length <= 1e-12))
 
 
 # Angles

@@ -42,6 +42,9 @@ from ._numerics import (
 _LOWEST = -1e30
 """A finite logit of what is not there: where nothing else is, the gradient of −∞ would be NaN."""
 
+_FLOOR = 1e-30
+"""From here on, a bucket at its floor is a number in float32, and needs no logarithm."""
+
 TAILS = ("bucket", "renormalize", "zero", "drop")
 
 
@@ -218,14 +221,14 @@ def sampled_kl(
     check_flag(name, "self_normalized", self_normalized)
     student, at, log_p = _listed(name, prediction, ids, log_probabilities)
     if log_proposal is None:
-        weight = torch.full_like(log_p, 1 / log_p.shape[-1])
-    else:
-        (log_pi,) = floats(name, "..., sampled", log_proposal=log_proposal)
-        named = {"log_probabilities": log_probabilities, "log_proposal": log_proposal}
-        check_same_shape(name, "Give the proposal of every id.", **named)
-        check_one_device(name, prediction=prediction, log_proposal=log_proposal)
-        student, log_p, log_pi = lifted(student, log_p, log_pi)
-        weight = (log_p - log_pi).exp() / log_p.shape[-1]
+        log_q = F.log_softmax(student, dim=-1).gather(-1, at)
+        return torch.where(log_p == -inf, 0.0, log_p - log_q).sum(-1) / log_p.shape[-1]
+    (log_pi,) = floats(name, "..., sampled", log_proposal=log_proposal)
+    named = {"log_probabilities": log_probabilities, "log_proposal": log_proposal}
+    check_same_shape(name, "Give the proposal of every id.", **named)
+    check_one_device(name, prediction=prediction, log_proposal=log_proposal)
+    student, log_p, log_pi = lifted(student, log_p, log_pi)
+    weight = (log_p - log_pi).exp() / log_p.shape[-1]
     if self_normalized:
         weight = weight / weight.sum(-1, keepdim=True)
     log_q = F.log_softmax(student, dim=-1).gather(-1, at)
@@ -267,24 +270,38 @@ def _bins(
             f"{function}: ids {shape(ids)} list {listed} classes, and prediction {shape(prediction)} has "
             f"{classes}."
         )
-    log_p = torch.where(_sum_to_more_than_one(log_probabilities, log_p), nan, log_p)
+    total = log_p.exp().sum(-1, keepdim=True)
+    tolerance = 1e-3 if log_probabilities.dtype in (torch.float32, torch.float64) else 1e-2
+    log_p = torch.where(total > 1 + tolerance, nan, log_p)
+    no_bin = log_p == -inf
+    if tail == "renormalize":
+        own = torch.where(no_bin, -inf, student.gather(-1, at))
+        return F.log_softmax(log_p, dim=-1), F.log_softmax(own, dim=-1)
+    if tail == "bucket" and floor < _FLOOR:
+        return _exact_bins(student, at, log_p, floor)
+    log_all = F.log_softmax(student, dim=-1)
+    log_q = torch.where(no_bin, -inf, log_all.gather(-1, at))
+    if tail == "drop":
+        return log_p, log_q
+    if tail == "zero":
+        return F.log_softmax(log_p, dim=-1), log_q
+    # What is not listed is added up: one minus a sum near one would have no digits left.
+    in_tail = torch.ones_like(student).scatter_(-1, at, no_bin.to(student.dtype))
+    rest_q = (log_all.exp() * in_tail).sum(-1, keepdim=True)
+    rest_p = torch.zeros_like(total) if listed == classes else 1 - total
+    least = -math.expm1(-floor)
+    log_rests = [rest.clamp(min=least).log() for rest in (rest_p, rest_q)]
+    return torch.cat((log_p, log_rests[0]), dim=-1), torch.cat((log_q, log_rests[1]), dim=-1)
+
+
+def _exact_bins(student: Tensor, at: Tensor, log_p: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """Bins with a bucket whose probability may be too small for anything but its logarithm."""
     picked = student.gather(-1, at)
     own = torch.where(log_p == -inf, -inf, picked)
-    if tail == "renormalize":
-        return F.log_softmax(log_p, dim=-1), F.log_softmax(own, dim=-1)
-    if tail == "drop":
-        return log_p, _among_all(student, at, log_p)
-    if tail == "zero":
-        return F.log_softmax(log_p, dim=-1), _among_all(student, at, log_p)
     log_q = F.log_softmax(torch.cat((own, _log_rest(student, at, picked, log_p)), dim=-1), dim=-1)
     nothing = torch.full_like(log_p[..., :1], -inf)
-    rest_p = nothing if listed == classes else log_remainder(log_p)
+    rest_p = nothing if at.shape[-1] == student.shape[-1] else log_remainder(log_p)
     return _raised(torch.cat((log_p, rest_p), dim=-1), floor), _raised(log_q, floor)
-
-
-def _among_all(student: Tensor, at: Tensor, log_p: Tensor) -> Tensor:
-    """The student's log-probabilities of the bins, among all classes."""
-    return torch.where(log_p == -inf, -inf, F.log_softmax(student, dim=-1).gather(-1, at))
 
 
 def _log_rest(student: Tensor, at: Tensor, picked: Tensor, log_p: Tensor) -> Tensor:
@@ -302,8 +319,3 @@ def _raised(log_bins: Tensor, floor: float) -> Tensor:
         return log_bins
     raised = log_bins[..., -1:].clamp(min=math.log(-math.expm1(-floor)))
     return torch.cat((log_bins[..., :-1], raised), dim=-1)
-
-
-def _sum_to_more_than_one(given: Tensor, log_p: Tensor) -> Tensor:
-    tolerance = 1e-3 if given.dtype in (torch.float32, torch.float64) else 1e-2
-    return log_p.exp().sum(-1, keepdim=True) > 1 + tolerance

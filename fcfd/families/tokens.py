@@ -61,7 +61,7 @@ def gram(prediction: Tensor, target: Tensor, *, normalize: bool = True, negative
         student, teacher = (x @ x.mT for x in (map(safe_normalize, pair) if normalize else pair))
     student = F.relu(student) if negatives == "remove" else student
     teacher = teacher if negatives == "keep" else F.relu(teacher)
-    return mean_by_example((student - teacher).square())
+    return mean_by_example(F.mse_loss(student, teacher, reduction="none"))
 
 
 def patch_similarity_kl(prediction: Tensor, target: Tensor, *, temperature: float = 0.07) -> Tensor:
@@ -197,7 +197,7 @@ def tinybert_attention(prediction: Tensor, target: Tensor) -> Tensor:
     layout = "batch, heads, queries, keys"
     pair = alike("tinybert_attention", layout, hint, prediction=prediction, target=target)
     student, teacher = (torch.where(scores <= -100, 0.0, scores) for scores in pair)
-    return mean_by_example((student - teacher).square())
+    return mean_by_example(F.mse_loss(student, teacher, reduction="none"))
 
 
 # What they share

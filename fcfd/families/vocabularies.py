@@ -175,6 +175,8 @@ def _counts(ids: Tensor) -> bool:
 def _ranked_distance(p: Tensor, q: Tensor) -> Tensor:
     """Σ |p_i − q_i| of sorted probabilities. What the shorter vocabulary lacks is compared with 0."""
     p, q = (x.sort(dim=-1, descending=True).values for x in (p, q))
+    if p.shape == q.shape:
+        return (p - q).abs().sum(-1)
     shorter = min(p.shape[-1], q.shape[-1])
     beyond = p[..., shorter:].sum(-1) + q[..., shorter:].sum(-1)
     return (p[..., :shorter] - q[..., :shorter]).abs().sum(-1) + beyond
