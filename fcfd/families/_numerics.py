@@ -58,7 +58,7 @@ def safe_normalize(tensor: Tensor, dim: int | tuple[int, ...] = -1) -> Tensor:
     `torch.nn.functional.normalize` divides a zero vector by 1e-12, so that its gradient, a trillion times too
     large, overflows half precision.
     """
-    norm = torch.linalg.vector_norm(tensor, dim=dim, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(tensor, dim=dim, keepdim=True)
     return tensor / (norm + (norm <= 1e-12))
 
 

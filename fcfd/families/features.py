@@ -181,11 +181,11 @@ def cosine_distance(prediction: Tensor, target: Tensor) -> Tensor:
     student, teacher = alike(name, "..., dimensions", _BRIDGE, prediction=prediction, target=target)
     check_positions(name, prediction=prediction)
     lengths = [torch.linalg.vector_norm(x, dim=-1) for x in (student, teacher)]
-    both = lengths[0] * lengths[1]
+    both: Tensor = lengths[0] * lengths[1]
     return 1 - (student * teacher).sum(-1) / (both + (both <= 1e-24))
 
 
-def vkd(prediction: Tensor, target: Tensor, *, eps: float = 1e-5) -> Tensor:
+def vkd(prediction: Tensor, target: Tensor, *, eps: float | Tensor = 1e-5) -> Tensor:
     """Huber error of a projected embedding with the teacher's, which is normalised.
 
     ```

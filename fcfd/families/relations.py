@@ -381,7 +381,7 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
         else:
             a, b = x.mT @ x, y.mT @ y
             shared = (y.mT @ x).square().sum()
-    scale = torch.linalg.vector_norm(a) * torch.linalg.vector_norm(b)
+    scale: Tensor = torch.linalg.vector_norm(a) * torch.linalg.vector_norm(b)
     return shared / (scale + (scale <= 0))
 
 
@@ -531,7 +531,7 @@ def _centred_to_length_one(rows: Tensor) -> Tensor:
     """Of length one as a whole, so that no fourth power overflows. What follows does not see the scale, so
     that it is a constant of the derivatives."""
     centred = rows - rows.mean(0)
-    length = torch.linalg.vector_norm(centred.detach())
+    length: Tensor = torch.linalg.vector_norm(centred.detach())
     return centred / (length + (length <= 1e-12))
 
 
