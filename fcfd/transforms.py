@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from ._text import check_callable, check_integer, check_type
-from ._tree import map_tensors
+from ._tree import map_tensors, tensors
 from .families.heads import Logits
 from .layouts import Layout, into_form, is_formed, out_of_form
 from .leaning.operations import Lean
@@ -100,6 +100,9 @@ def checkpointed(stages: Column) -> Column:
 def _recomputed(
     stage: Stage, params: Params, buffers: Buffers, x: Any
 ) -> tuple[Any, dict[str, torch.Tensor]]:
+    if torch.compiler.is_compiling() and isinstance(stage, partial) and stage.func is _lean:
+        inner, recompute = stage.args  # Dynamo lets a mode begin around a checkpoint, and not within
+        return _lean(partial(_recomputed, inner), recompute, params, buffers, x)
     y, new = checkpoint(stage, params, buffers, x, use_reentrant=False)
     return y, new
 
@@ -168,6 +171,9 @@ def _leaned(stage: Stage, recompute: bool) -> Stage:
 def _lean(
     stage: Stage, recompute: bool, params: Params, buffers: Buffers, x: Any
 ) -> tuple[Any, dict[str, torch.Tensor]]:
+    wanted = any(each.requires_grad for each in tensors((x, params)))
+    if not wanted or not torch.is_grad_enabled():  # torch has faster ways where no mode is on
+        return stage(params, buffers, x)
     with Lean(recompute):
         return stage(params, buffers, x)
 

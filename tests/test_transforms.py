@@ -43,6 +43,10 @@ TRANSFORMS = {
     "compiled, recomputing": lambda stages: lean(compiled(stages, backend="aot_eager"), recompute=True),
     "recomputing, checkpointed": lambda stages: checkpointed(lean(stages, recompute=True)),
     "checkpointed, recomputing": lambda stages: lean(checkpointed(stages), recompute=True),
+    "all within": lambda stages: compiled(checkpointed(lean(stages)), backend="aot_eager"),
+    "all within, recomputing": lambda stages: compiled(
+        lean(checkpointed(stages), recompute=True), backend="aot_eager"
+    ),
     "all": lambda stages: checkpointed(compiled(lean(stages), backend="aot_eager")),
 }
 
