@@ -1,7 +1,7 @@
 """On paper: what a step over many processes holds and moves. `python -m benchmarks.accounting`.
 
 Nothing runs. The plan of a step says how often each stage is computed; sizes of models and placements do the
-rest. The tests count the gathers of a small step and compare.
+rest. The tests count every collective of a small step on 64 processes, and compare.
 """
 
 from collections import Counter
@@ -15,6 +15,7 @@ import fcfd
 from fcfd import recipes
 
 GIGA = 1e9
+PROCESSES = 64
 
 
 class Model(NamedTuple):
@@ -50,8 +51,8 @@ class Placement(NamedTuple):
 
 
 PLACEMENTS = (
-    Placement("replicas", teacher=1, student=1),
-    Placement("teacher sharded over 8", teacher=8, student=1),
+    Placement("replicas (DDP)", teacher=1, student=1),
+    Placement("teacher sharded over 8, student by DDP", teacher=8, student=1),
     Placement("both sharded over 8 (HSDP)", teacher=8, student=8),
     Placement("both sharded over 64 (FSDP)", teacher=64, student=64),
 )
@@ -85,34 +86,46 @@ def counts(paths: Iterable[str], depth: int) -> Mapping[tuple[str, int], Count]:
     return {key: Count(forward[key], backward[key]) for key in forward}
 
 
+def gathered(count: Count, size: float, over: int) -> float:
+    """Bytes a process receives of a stage: everything but its own shard, whenever the stage is computed."""
+    return (count.forward + count.backward) * size * (over - 1) / over
+
+
+def reduced(times: int, size: float, over: int, processes: int = PROCESSES) -> float:
+    """Bytes a process sends of a stage's gradient, some times: whole to the shards, shards to the replicas.
+
+    A reduction to shards over n processes moves (n − 1) / n of a tensor, one to replicas, by a ring, twice
+    as much.
+    """
+    replicas = processes / over
+    return times * size * ((over - 1) / over + 2 * (replicas - 1) / replicas / over)
+
+
 def row(placement: Placement, paths: Iterable[str], depth: int, *, half: int = 2, full: int = 4) -> Row:
     """What a placement costs with every stage checkpointed, the teacher in `half` bytes a parameter.
 
     The student has float32 weights, gradients and the two moments of AdamW; so have the bridges, one linear
-    map a depth and direction, replicated. A gather or a reduction over n processes moves (n − 1) / n of a
-    tensor; a replica's gradient is reduced once over all 64, by a ring, which moves it twice.
+    map a depth and direction, replicated. `fcfd.gathered` reduces a gradient whenever one passes, DDP once.
     """
     teacher, student = TEACHER.stages(depth), STUDENT.stages(depth)
-    bridge = TEACHER.width * STUDENT.width
+    bridge = full * TEACHER.width * STUDENT.width
     bridges = 2 * (depth - 1) * bridge
-    held = half * sum(teacher) / placement.teacher + 4 * full * (sum(student) / placement.student + bridges)
-    gathered = reduced = 0.0
+    held = half * sum(teacher) / placement.teacher + 4 * (full * sum(student) / placement.student + bridges)
+    received = sent = 0.0
     for (column, at), count in counts(paths, depth).items():
         if column == "t":
-            size, over = half * teacher[at], placement.teacher
+            received += gathered(count, half * teacher[at], placement.teacher)
         elif column == "s":
-            size, over = full * student[at], placement.student
-            reduced += count.backward * size * (over - 1) / over
+            received += gathered(count, full * student[at], placement.student)
+            sent += reduced(count.backward, full * student[at], placement.student)
         else:
-            continue
-        gathered += (count.forward + count.backward) * size * (over - 1) / over
-    if placement.student < 64:
-        reduced += 2 * full * sum(student) / placement.student
-    reduced += 2 * full * bridges
+            sent += reduced(count.backward, bridge, 1)
+    if placement.student == 1:  # DDP: the whole gradient once, with zeros for bridges that were not drawn
+        sent = reduced(1, full * sum(student) + bridges, 1)
     largest = float(max(half * max(teacher), full * max(student)))
     if placement.teacher == placement.student == 1:
         largest = 0.0
-    return Row(placement.name, *(amount / GIGA for amount in (held, largest, gathered, reduced)))
+    return Row(placement.name, *(amount / GIGA for amount in (held, largest, received, sent)))
 
 
 def main() -> None:

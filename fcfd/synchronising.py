@@ -22,17 +22,19 @@ def synchronised(stages: Column, group: Any = None) -> Column:
     One process on the whole batch has the same values, gradients (averaged over processes, as by DDP or
     `fcfd.gathered`) and new statistics. It replaces each call of `F.batch_norm` while a stage runs: modules
     stay as they are, there is nothing to convert before the split. BatchNorm in eval is left alone.
-    All processes must walk the same paths; `fcfd.draw` sees to it.
+    All processes must walk the same paths; `fcfd.draw` sees to it. Under `torch.vmap`, as over several
+    students, each one has statistics of its own, so buffers are stacked as parameters are.
 
     Args:
         stages: A column of a network or of bridges; `None` stays.
         group: The process group; by default all processes.
 
     Returns:
-        A column of the same length, which `torch.func.grad` and `torch.compile` take as well.
+        A column of the same length, which `torch.func.grad`, `torch.vmap` and `torch.compile` take as well.
 
     Raises:
-        ValueError: In the first call, if there is no process group.
+        ValueError: In a call, if there is no process group, or `torch.vmap` goes over the input and not over
+            the buffers.
 
     Example:
         ```python
@@ -75,7 +77,15 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    if not training or group.size() == 1:
+    if not training:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    if running_mean is not None and _is_mapped(input) and not _is_mapped(running_mean):
+        raise ValueError(
+            "synchronised: torch.vmap goes over the input of a BatchNorm in train mode and not over its "
+            "running statistics, which would have to have many new values. Give vmap the buffers as well, "
+            "stacked like the parameters (torch.func.stack_module_state), or call eval() on the module."
+        )
+    if group.size() == 1:
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     x = input.to(torch.promote_types(input.dtype, torch.float32))
     axes = [axis for axis in range(x.ndim) if axis != 1]
@@ -94,13 +104,26 @@ def _batch_norm(
     return y.to(input.dtype)
 
 
+def _is_mapped(tensor: Tensor) -> bool:
+    """Whether `torch.vmap` maps over a tensor. Private: torch has no public question."""
+    from torch._C import _functorch
+
+    if torch.compiler.is_compiling():  # torch's own error there
+        return False
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        if _functorch.is_batchedtensor(tensor):
+            return True
+        tensor = _functorch.get_unwrapped(tensor)
+    return False
+
+
 def _along(channels: Tensor, x: Tensor) -> Tensor:
     return channels.view(-1, *[1] * (x.ndim - 2))
 
 
 def _update(running: Tensor | None, value: Tensor, momentum: float) -> None:
     if running is not None:
-        running.lerp_(value.detach().to(running.dtype), momentum)
+        running.mul_(1 - momentum).add_(value.detach().to(running.dtype), alpha=momentum)
 
 
 def _sum(tensor: Tensor, group: Any) -> Tensor:
@@ -120,6 +143,10 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.group = inputs[1]
+
+    @staticmethod
+    def vmap(info: Any, axes: Any, tensor: Tensor, group: Any) -> tuple[Tensor, int | None]:
+        return _sum(tensor, group), axes[0]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:

@@ -7,13 +7,16 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard
 
 import fcfd
-from fcfd import losses
+from fcfd import losses, placement
 from fcfd._reading import Reading
 from fcfd.bridging import _fitted
+from fcfd.placement import _full
 
+from .many import processes
 from .nets import batch, pair
 from .purity import assert_unchanged, snapshot
 
@@ -237,3 +240,56 @@ def test_errors(call, text):
     network = fcfd.split([nn.Linear(2, 2), nn.Linear(2, 2)])
     with pytest.raises((TypeError, ValueError), match=text):
         call(network.stages, network)
+
+
+# What is gathered, and lives
+
+
+def _alive(transform):
+    """Of a step of 64 processes: the parameters that were whole at any time, and after the forward pass."""
+    with processes(64):
+        *_, nets = pair(dtype=torch.float32)
+        mesh = init_device_mesh("cpu", (64,))
+        names = {}
+        params = {column: fcfd.spread(own, mesh, Shard(0)) for column, own in nets.params.items()}
+        for column, own in params.items():
+            for name, tensor in own.items():
+                names[id(tensor)] = column, name.split(".")[0]
+        whole, together = [], []
+
+        def noted(tensor):
+            full = _full(tensor)
+            whole.append((names[id(tensor)], weakref.ref(full)))
+            together.append({stage for stage, one in whole if one() is not None})
+            return full
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(placement, "_full", noted)
+            stages = {column: transform(own) for column, own in nets.stages.items()}
+            images, labels = batch(dtype=torch.float32)
+            loss, aux = losses.fcfd(stages, params, nets.buffers, images, labels, paths=("sstt", "ttss"))
+            gc.collect()
+            after = [stage for stage, one in whole if one() is not None]
+            loss.backward()
+    assert len({stage for stage, _ in whole}) > 10
+    assert aux.parts
+    return together, after
+
+
+GATHERED = {
+    "around": lambda column: fcfd.checkpointed(fcfd.gathered(column)),
+    "inside": lambda column: fcfd.gathered(fcfd.checkpointed(column)),
+}
+
+
+@pytest.mark.parametrize("name", GATHERED)
+def test_one_stage_is_whole_at_a_time_and_none_between_the_passes(name):
+    together, after = _alive(GATHERED[name])
+    assert max(map(len, together)) == 1
+    assert not after
+
+
+def test_without_a_checkpoint_gathered_parameters_live_until_the_backward_pass():
+    together, after = _alive(fcfd.gathered)
+    assert max(map(len, together)) > 5
+    assert after
