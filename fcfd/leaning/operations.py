@@ -367,6 +367,14 @@ def _pad(input: Tensor, pad: Any, mode: str = "constant", value: Any = None) -> 
     return by_shape(input, lambda x: run(x, pad), lambda g, x: back(g, x, pad))
 
 
+def _unflatten(input: Tensor, dim: Any, sizes: Any) -> Any:
+    """Dynamo does not trace torch's own within a function mode."""
+    if not torch.compiler.is_compiling():
+        return input.unflatten(dim, sizes)
+    at = dim % input.ndim
+    return input.view(*input.shape[:at], *sizes, *input.shape[at + 1 :])
+
+
 # From torch's functions to those of the same arguments
 
 
@@ -405,4 +413,6 @@ OPERATIONS: dict[Any, Callable[..., Any]] = {
     **_by_axes(F, "adaptive_avg_pool", _adaptive_mean_pool),
     **_by_axes(F, "adaptive_max_pool", _adaptive_max_pool),
     F.pad: _pad,
+    Tensor.unflatten: _unflatten,
+    torch.unflatten: _unflatten,
 }

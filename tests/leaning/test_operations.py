@@ -253,6 +253,17 @@ def test_compiled_in_one_graph(name, backend):
     torch.testing.assert_close(lean_gradient, gradient, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "function", [lambda x: x.unflatten(-1, (2, -1)), lambda x: torch.unflatten(x, 1, (-1, 2))]
+)
+def test_a_method_that_dynamo_traces_without_a_mode_alone(function):
+    torch.compiler.reset()
+    x = _random(*MAPS[2])
+    compiled = torch.compile(lean(function), fullgraph=True, backend="eager")
+    assert torch.equal(compiled(x), function(x))
+    assert torch.equal(lean(function)(x), function(x))
+
+
 def _network():
     """A frozen network with much of what has a lean form, in eval."""
     torch.manual_seed(0)
@@ -388,6 +399,6 @@ def test_every_operation_of_the_table_has_the_arguments_of_torch():
     """Those that are functions of Python tell their arguments."""
     for ordinary, own in OPERATIONS.items():
         if inspect.isfunction(ordinary) and "boolean_dispatch" not in ordinary.__qualname__:
-            theirs = [*inspect.signature(ordinary).parameters]
+            theirs = ["input" if name == "self" else name for name in inspect.signature(ordinary).parameters]
             ours = inspect.signature(getattr(own, "func", own)).parameters
             assert theirs == [*ours][: len(theirs)], ordinary
