@@ -304,7 +304,7 @@ def _memory(name: str) -> list[tuple[str, ...]]:
 
 
 def _kept(name: str) -> list[tuple[str, ...]]:
-    """What a step keeps and holds at its worst, in units of the plain one, and the batch that fits."""
+    """What a step keeps and holds at its worst, in units of the plain one; without what no row has."""
     head = ("pair", "variant", "kept", "kept, compiled", "peak", "time", "largest batch")
     records = _published("memory", name)
     plain = {record["pair"]: record for record in records if record["variant"] == "plain"}
@@ -318,7 +318,8 @@ def _kept(name: str) -> list[tuple[str, ...]]:
         time = f"{record['time to plain']:.2f}" if "time to plain" in record else ""
         largest = str(record.get("largest batch", ""))
         rows.append((record["pair"], record["variant"], kept, compiled, peak, time, largest))
-    return rows
+    columns = [column for column in zip(*rows, strict=True) if any(column[2:])]
+    return list(zip(*columns, strict=True))
 
 
 def _beside_stand_in(name: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
