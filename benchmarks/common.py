@@ -139,12 +139,13 @@ def peak_memory(call: Call, *, device: str = "cpu", warm_up: bool = True) -> int
     return max(accumulate(_allocations(call), initial=0))
 
 
-def held_memory(call: Call, *, device: str = "cpu") -> int:
-    """Bytes that are held when a call has returned, for as long as its result lives; that of a second call.
+def held_memory(call: Call, *, device: str = "cpu", warm_up: bool = True) -> int:
+    """Bytes that are held when a call has returned, for as long as its result lives.
 
     Of a forward pass, it is what autograd keeps for the backward pass, and the loss. Counted as the peak is.
     """
-    call()
+    if warm_up:
+        call()
     gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()

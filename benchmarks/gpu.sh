@@ -3,7 +3,7 @@
 # pytest, without a network:
 #
 #   benchmarks/gpu.sh                          on the GPU
-#   benchmarks/gpu.sh --device cpu --quick     a dry run: tiny networks, one thing compiled, and that traced only
+#   benchmarks/gpu.sh --device cpu --quick     a dry run: tiny networks, one form traced and none compiled
 #
 # Results go to $OUT, or to benchmarks/results/<torch version>, as gpu-*.json and gpu.log, each record as soon as
 # it is measured. The parts that decide most come first, what compiles longest last. A part whose time runs out
@@ -56,9 +56,9 @@ step() { # step NAME SECONDS [ARGUMENT...]: the eager forms named first, and wha
 
 all() {
   local base=(stand-in fcfd "fcfd lean") whole=("fcfd whole") last=("fcfd graphs" "fcfd lean whole" "fcfd stages")
-  local pairs=("150k tokens" cifar vit "32k tokens" imagenet "resnet to vit") trace=()
+  local pairs=("150k tokens" cifar vit "32k tokens" imagenet "resnet to vit") half=(cifar imagenet) trace=()
   if [ -n "$quick" ]; then
-    whole=() last=("fcfd stages") pairs=("32k tokens" cifar) trace=(--backend eager)
+    whole=() last=("fcfd stages") pairs=("32k tokens" cifar) half=(cifar) trace=(--backend eager)
   fi
   step step 110 --dtype float32 --minutes 1.3 --variants KD "${base[@]}" "${whole[@]}"
   part memory 65 memory --measure memory time --minutes 0.9 --seconds 2 --pairs "${pairs[@]}"
@@ -66,7 +66,7 @@ all() {
   step step-paths 90 --dtype float32 --paths 4 --minutes 1.1 \
     --variants "${base[@]}" "fcfd batched" "${whole[@]}" "${whole[@]/whole/batched whole}"
   part losses 45 losses --compile none --seconds 0.1 --minutes 0.6
-  step step-half 75 --dtype bfloat16 --pair cifar imagenet --minutes 1 --variants "${base[@]}" "${whole[@]}"
+  step step-half 75 --dtype bfloat16 --pair "${half[@]}" --minutes 1 --variants "${base[@]}" "${whole[@]}"
   step step-compiled 100 --dtype float32 --minutes 1.3 "${trace[@]}" --variants stand-in fcfd "${last[@]}"
   printf '== in all\n%s' "$summary"
   return $status

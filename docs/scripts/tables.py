@@ -48,7 +48,7 @@ PAGES = [
         DOCS / f"{name}.md"
         for name in (
             *("api/losses", "compile", "detection", "evidence", "function", "losses"),
-            *("memory", "migrating", "published", "scale"),
+            *("memory", "migrating", "published", "scale", "vocabulary"),
         )
     ),
     *sorted(DOCS.glob("recipes/*.md")),
@@ -101,6 +101,7 @@ def _filled(mark: re.Match[str]) -> str:
         "step": _step,
         "memory": _memory,
         "kept": _kept,
+        "heads": partial(_kept, tokens=True),
         "compiling": _compiling,
         "rivals": _rivals,
         "pairs": _pairs,
@@ -303,10 +304,11 @@ def _memory(name: str) -> list[tuple[str, ...]]:
     return rows
 
 
-def _kept(name: str) -> list[tuple[str, ...]]:
+def _kept(name: str, *, tokens: bool = False) -> list[tuple[str, ...]]:
     """What a step keeps and holds at its worst, in units of the plain one; without what no row has."""
     head = ("pair", "variant", "kept", "kept, compiled", "peak", "time", "largest batch")
-    records = _published("memory", name)
+    found = [record for record in _published("memory", name) if "failed" not in record]
+    records = [record for record in found if record["pair"].endswith("tokens") == tokens]
     plain = {record["pair"]: record for record in records if record["variant"] == "plain"}
     rows: list[tuple[str, ...]] = [head, ("---", "---", *("---:",) * 5)]
     for record in records:

@@ -95,3 +95,27 @@ def test_a_pair_whose_package_is_missing_is_left_out_by_name(tmp_path, monkeypat
     monkeypatch.setattr(memory, "PAIRS", {"absent": TINY._replace(teacher=missing)})
     memory.main(["--quick", "--pairs", "absent", "--out", str(tmp_path)])
     assert "left out: absent, No module named 'torchvision'" in capsys.readouterr().out
+
+
+def test_a_way_that_fails_or_differs_is_a_row_that_says_why(on, tmp_path, monkeypatch):
+    """Where the plain step needs too much memory, the others are measured all the same."""
+
+    def full(stages):
+        raise torch.OutOfMemoryError("not enough")
+
+    def doubled(loss, memory):
+        return lambda *args: 2 * memory_pairs.losses.fused(loss, memory=memory)(*args)
+
+    ways = {
+        "plain": memory_pairs.Way(full),
+        "chunked": TINY.ways["chunked"],
+        "wrong": memory_pairs.Way(heads=doubled),
+    }
+    monkeypatch.setattr(memory, "PAIRS", {"tiny": TINY._replace(ways=ways)})
+    with pytest.raises(SystemExit, match="FAILED: plain of tiny: OutOfMemoryError: not enough") as exit:
+        memory.main(["--quick", "--pairs", "tiny", "--out", str(tmp_path), "--measure", "memory", "time"])
+    assert "wrong of tiny: ValueError: gradients differ by" in str(exit.value)
+    rows = json.loads((tmp_path / "cpu.json").read_text())["rows"]
+    assert ["failed" in row for row in rows] == [True, False, True]
+    assert rows[1]["kept"] > 0
+    assert "time to plain" not in rows[1]
