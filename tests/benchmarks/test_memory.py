@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import common, memory, memory_pairs
+from fcfd import losses
 
 TINY = memory_pairs._language(50, 2)
 
@@ -104,7 +105,7 @@ def test_a_way_that_fails_or_differs_is_a_row_that_says_why(on, tmp_path, monkey
         raise torch.OutOfMemoryError("not enough")
 
     def doubled(loss, memory):
-        return lambda *args: 2 * memory_pairs.losses.fused(loss, memory=memory)(*args)
+        return lambda *args: 2 * losses.fused(loss, memory=memory)(*args)
 
     ways = {
         "plain": memory_pairs.Way(full),
