@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS)
 # As wide as the site shows a line of code without a scroll bar.
 PAGES := $(wildcard *.md) benchmarks/README.md $(shell find docs -name '*.md')
 
-.PHONY: demo test slow lint bench docs clean
+.PHONY: demo test slow lint bench docs package clean
 
 # One thread for each of a few processes: small tensors gain nothing from more threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
@@ -33,6 +33,9 @@ lint: $(VENV)/.lint
 
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
+
+package:
+	PYTHON=$(PYTHON) CONSTRAINTS=$(CONSTRAINTS) .ci/package
 
 clean:
 	rm -rf $(VENV) site

@@ -220,7 +220,10 @@ def _deferred(
     with _Product(weight, params[weight], found):
         y, new = stage(params, buffers, x)
     if not found:
-        raise ValueError(f"deferred: the last stage has no `linear` of {weight!r}.")
+        raise ValueError(
+            f"deferred: the last stage has no `linear` of {weight!r}. What changes parameters goes around: "
+            "fcfd.gathered(fcfd.deferred(...)), and fcfd.cast alike."
+        )
     stand_in, logits = found[-1]
     if y is not stand_in:
         raise _altered(weight)

@@ -5,10 +5,10 @@ import weakref
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import DTensor, Shard
 
 import fcfd
 from fcfd import losses, placement
@@ -242,6 +242,60 @@ def test_errors(call, text):
         call(network.stages, network)
 
 
+def test_an_entry_that_is_read_twice_is_converted_once():
+    read = Reading({"a": torch.ones(1, requires_grad=True)}, torch.clone)
+    first = read["a"]
+    assert read["a"] is first
+    with torch.no_grad():
+        assert not read["a"].requires_grad
+    assert read["a"] is first
+
+
+def _deferred(transform, place=dict):
+    """A loss of hidden states and a head, and its gradient, of a network that is converted around."""
+    *_, nets = pair(dtype=torch.float32)
+    images, labels = batch(dtype=torch.float32)
+    params = {"s": place(nets.params["s"])}
+    stages = {"s": transform(fcfd.deferred(nets.stages["s"], "3.2.weight"))}
+    values = fcfd.walk(fcfd.plan(("ssss",)), stages, params, nets.buffers, {"": images})[0]
+    assert isinstance(values["ssss"], losses.Logits)
+    loss = losses.chunked(losses.cross_entropy)(values["ssss"], labels).mean()
+    found = torch.autograd.grad(loss, [*params["s"].values()])
+    return loss, [one.full_tensor() if isinstance(one, DTensor) else one for one in found]
+
+
+GATHERED = {
+    "around": lambda column: fcfd.checkpointed(fcfd.gathered(column)),
+    "inside": lambda column: fcfd.gathered(fcfd.checkpointed(column)),
+}
+
+
+@pytest.mark.parametrize("transform", [fcfd.gathered, *GATHERED.values()], ids=["gathered", *GATHERED])
+def test_a_deferred_column_is_gathered_from_around(transform, tmp_path):
+    expected = _deferred(lambda column: column)
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        found = _deferred(transform, lambda own: fcfd.spread(own, mesh, Shard(0)))
+    finally:
+        distributed.destroy_process_group()
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_deferred_column_is_cast_from_around():
+    expected = _deferred(lambda column: column)
+    found = _deferred(lambda column: fcfd.cast(column, torch.float64))
+    torch.testing.assert_close(found, expected, check_dtype=False)
+
+
+def test_a_deferred_column_is_not_converted_from_within():
+    *_, nets = pair(dtype=torch.float32)
+    stages = {"s": fcfd.deferred(fcfd.cast(nets.stages["s"], torch.bfloat16), "3.2.weight")}
+    images, _ = batch(dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"no `linear` of '3.2.weight'. What changes parameters goes around"):
+        fcfd.walk(fcfd.plan(("ssss",)), stages, nets.params, nets.buffers, {"": images})
+
+
 # What is gathered, and lives
 
 
@@ -274,12 +328,6 @@ def _alive(transform):
     assert len({stage for stage, _ in whole}) > 10
     assert aux.parts
     return together, after
-
-
-GATHERED = {
-    "around": lambda column: fcfd.checkpointed(fcfd.gathered(column)),
-    "inside": lambda column: fcfd.gathered(fcfd.checkpointed(column)),
-}
 
 
 @pytest.mark.parametrize("name", GATHERED)

@@ -11,6 +11,7 @@ from torch import distributed, multiprocessing, nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.multiprocessing.spawn import spawn
 
 import fcfd
@@ -172,6 +173,47 @@ def _several(rows=slice(None), transform=lambda column: column):
     }
 
 
+# Tensor parallelism
+
+
+def _in_parallel(mesh=None):
+    """A step beside a teacher whose linear maps are parts of one, if there is a mesh."""
+
+    def network(width):
+        sizes = ((6, width), (width, width), (width, 5))
+        return nn.Sequential(
+            *(nn.Sequential(nn.Linear(a, 2 * width), nn.GELU(), nn.Linear(2 * width, b)) for a, b in sizes)
+        )
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        teacher, student = network(8).double(), network(4).double()
+        batch = torch.randn(4, 6, dtype=torch.float64), torch.arange(4)
+        if mesh is not None:
+            plan = {f"{at}.0": ColwiseParallel() for at in range(3)}
+            plan |= {f"{at}.2": RowwiseParallel() for at in range(3)}
+            parallelize_module(teacher, mesh, plan)
+        torch.manual_seed(1)
+        networks = {"t": fcfd.split(list(teacher)), "s": fcfd.split(list(student))}
+        nets = fcfd.link(networks, example=batch[0])
+    assert all(isinstance(tensor, DTensor) == (mesh is not None) for tensor in nets.params["t"].values())
+    loss, _ = losses.fcfd(*nets.columns, *batch, paths=nets.crossings)
+    loss.backward()
+    own = [*student.named_parameters(), *nets.bridges.named_parameters()]
+    return {"loss": loss.detach()} | {name: tensor.grad for name, tensor in own}
+
+
+def _parallelized_too_late(mesh):
+    linear = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    network = fcfd.split(list(linear))
+    parallelize_module(linear, mesh, {"0": ColwiseParallel(), "1": RowwiseParallel()})
+    params = {"s": dict(linear.named_parameters())}
+    try:
+        fcfd.walk(fcfd.plan(("ss",)), {"s": network.stages}, params, {"s": {}}, {"": torch.ones(1, 4)})
+    except ValueError as error:
+        return str(error)
+
+
 # A run that goes on in another layout
 
 
@@ -247,6 +289,8 @@ def _of_two(rank, port, folder, results):
         found[name] = _by_placement(mesh, rows=rows, **case)
     for how in HOWS:
         found[how] = _averaged(_batch_statistics(fcfd.synchronised, rows, how))
+    found["tensor parallel"] = _in_parallel(mesh)
+    found["too late"] = _parallelized_too_late(mesh)
     found["several"] = _averaged(_several(rows, fcfd.synchronised))
     found["first steps"] = _goes_on(range(2), rows, mesh, [Shard(0)], after=folder / "two")
     results[rank] = found
@@ -326,6 +370,20 @@ def test_synchronised_statistics_equal_those_of_one_process(how):
         assert torch.equal(first[how][name], second[how][name])
     apart = _batch_statistics(rows=slice(0, 2))
     assert any(not torch.allclose(apart[name], tensor) for name, tensor in expected.items())
+
+
+def test_tensor_parallel_teachers_are_split_as_they_are():
+    expected = _in_parallel()
+    for found in (own["tensor parallel"] for own in _two()):
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-10, atol=1e-12, msg=name)
+
+
+def test_a_model_that_is_parallelized_after_its_split_does_not_run():
+    for found in (own["too late"] for own in _two()):
+        assert "walk: path 's': entry 0 of column 's' cannot run on" in found
+        assert "got mixed torch.Tensor and DTensor" in found
 
 
 def test_synchronised_statistics_of_several_students_under_vmap():

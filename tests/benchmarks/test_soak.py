@@ -1,6 +1,7 @@
 """The soak runs every precision and transform, resumes, and sees what is not finite."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -23,6 +24,31 @@ def test_a_leg_stays_finite(precision, monkeypatch):
     with torch.random.fork_rng():
         seen = soak.run(0, 2)
     assert seen.finite
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer, teacher", [("sgd", "eval"), ("adamw", "train")])
+def test_a_thousand_steps_in_float16_stay_finite(optimizer, teacher, monkeypatch):
+    drawn = soak.Draw("narrow", "autocast float16, scaled", teacher, "plain", optimizer, 2)
+    monkeypatch.setattr(soak, "draw", lambda leg: drawn)
+    with torch.random.fork_rng():
+        seen = soak.run(2, 1000)
+    assert seen.finite
+    assert seen.skipped < 10
+
+
+def test_steps_that_a_scaler_skips_leave_nothing_behind(monkeypatch):
+    student = soak.STUDENTS["narrow"]()
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    drawn = soak.Draw("narrow", "autocast float16, scaled", "eval", "plain", "adamw", 2)
+    monkeypatch.setattr(soak, "draw", lambda leg: drawn)
+    monkeypatch.setattr(soak, "STUDENTS", {"narrow": lambda: student})
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**60))
+    with torch.random.fork_rng():
+        seen = soak.run(0, 2)
+    assert seen.skipped == 2
+    assert seen.finite
+    assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
 
 
 def test_it_goes_on_after_the_last_line_and_reports_what_is_not_finite(tmp_path, monkeypatch, capsys):
