@@ -32,9 +32,14 @@ def _functions(names: str) -> frozenset[Any]:
     return frozenset(each for each in found if callable(each))  # `torch.float` is a type
 
 
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """For frozen weights torch copies them for each example of a batch that is laid out otherwise."""
+    return F.linear(input.contiguous(), weight, bias)
+
+
 ATTENTION = F.scaled_dot_product_attention
 HOOKS = _functions("register_hook retain_grad")
-PRODUCTS = _functions("linear matmul mm addmm")
+PRODUCTS = _functions("linear matmul mm addmm") | {_linear}
 KEEP_INPUT = _functions(
     "layer_norm group_norm rms_norm gelu silu mish hardswish softplus elu selu celu logsigmoid "
     "pow __pow__ square"
@@ -168,7 +173,7 @@ class Recomputing:
         inputs = map_leaves(
             Tensor, lambda each: notes[id(each)].call if id(each) in notes else each, call.inputs
         )
-        whole = Call(function, inputs, call.autocast)
+        whole = Call(_linear if function is F.linear else function, inputs, call.autocast)
         origins = [notes[id(each)].source if id(each) in notes else each for each in learned]
         sources = [*{id(each): each for each in origins}.values()]
         if any(id(each) in notes for each in held):
