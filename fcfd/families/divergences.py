@@ -412,8 +412,9 @@ def _half_variance(student: Tensor, teacher: Tensor, log_weight: Tensor) -> Tens
 
 def _difference(x: Tensor, y: Tensor, gap: Tensor) -> Tensor:
     """exp(x) − exp(y), with x − y = gap: exact where that is small, and finite where the exponentials are."""
-    higher = -x.exp() * torch.expm1(-gap.clamp(min=0))
-    return torch.where(gap > 0, higher, y.exp() * torch.expm1(gap.clamp(max=0)))
+    rises = gap > 0  # no clamp: its gradient at the bound is 1 in torch up to 2.13, and 0 from 2.14 on
+    higher = -x.exp() * torch.expm1(torch.where(rises, -gap, 0.0))
+    return torch.where(rises, higher, y.exp() * torch.expm1(torch.where(rises, 0.0, gap)))
 
 
 def _logs_of_share(share: float | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from .recomputing import KNOWN, Recomputing, multi_head_attention
 
 aten = torch.ops.aten
 _SIXTH = 0.1666666716337204  # the slope of hardsigmoid as torch has it: of single precision, always
+_AT_BOUNDS = torch.__version__ < "2.14"  # the gradient of clamp is 1 there, and 0 from then on
 
 
 class Lean(TorchFunctionMode):
@@ -235,8 +236,15 @@ def _clamp(input: Tensor, min: Any = None, max: Any = None, *, inplace: bool = F
     run = partial(torch.clamp_ if inplace else torch.clamp, min=min, max=max)
     if isinstance(min, Tensor) or isinstance(max, Tensor) or (min is None and max is None):
         return run(input)
-    low, high = (-torch.inf if min is None else min), (torch.inf if max is None else max)
-    return _masked(input, lambda: (input >= low) & (input <= high), run, inplace)
+    return _masked(input, lambda: _passes(input, min, max), run, inplace)
+
+
+def _passes(x: Tensor, low: Any, high: Any) -> Tensor:
+    """Where the gradient of clamp is 1."""
+    above, below = (torch.ge, torch.le) if _AT_BOUNDS else (torch.gt, torch.lt)
+    if low is None or high is None:
+        return below(x, high) if low is None else above(x, low)
+    return above(x, low) & below(x, high)
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
