@@ -20,7 +20,10 @@ from ._checks import check_tensor
 
 Loss: TypeAlias = Callable[..., Tensor]
 
-MEMORY = 2**29
+ON_CPU, ELSEWHERE = 2**26, 2**29
+"""Bytes of a chunk. Tensors from 32 MiB on are new pages of the system each time on a CPU, which takes longer
+than what is computed; on a GPU small chunks wait for launches."""
+
 _COPIES = 4
 """Tensors as large as a network's logits that a loss and its gradient hold at once, roughly."""
 
@@ -39,7 +42,7 @@ class Logits(NamedTuple):
     bias: Tensor | None = None
 
 
-def chunked(loss: Loss, *, memory: int = MEMORY) -> Loss:
+def chunked(loss: Loss, *, memory: int | None = None) -> Loss:
     """A loss of hidden states and heads, from a loss of logits with one value for each token.
 
     ```
@@ -54,7 +57,7 @@ def chunked(loss: Loss, *, memory: int = MEMORY) -> Loss:
         loss: `kl`, `cross_entropy`, `jsd`, `dkd`, ...: any loss of `[tokens, classes]` that returns
             `[tokens]`. What it closes over gets no gradient; hyper-parameters of a `functools.partial` do.
         memory: Bytes that a chunk may take, roughly: it has memory / (16 · classes of all networks) tokens.
-            Small chunks are slow on a GPU.
+            By default 64 MiB on a CPU, and 512 MiB elsewhere.
 
     Returns:
         A loss `(prediction, ...)` of `Logits`. A target is `Logits`, a tensor, or a tree of tensors, such as
@@ -83,7 +86,7 @@ def chunked(loss: Loss, *, memory: int = MEMORY) -> Loss:
     return partial(_chunked, loss, memory)
 
 
-def fused(loss: Loss, *, memory: int = MEMORY) -> Loss:
+def fused(loss: Loss, *, memory: int | None = None) -> Loss:
     """The mean of a loss of hidden states and heads, with its gradient taken in the forward pass.
 
     ```
@@ -125,12 +128,12 @@ def fused(loss: Loss, *, memory: int = MEMORY) -> Loss:
 # What they return: functions of a module, so that they can be pickled and traced
 
 
-def _chunked(loss: Loss, memory: int, *values: Any, **hyper: Any) -> Tensor:
+def _chunked(loss: Loss, memory: int | None, *values: Any, **hyper: Any) -> Tensor:
     work, tensors = _work("chunked", loss, memory, values, hyper)
     return _recomputed(work, tensors).view(work.tokens)
 
 
-def _fused(loss: Loss, memory: int, *values: Any, weight: Tensor | None = None, **hyper: Any) -> Tensor:
+def _fused(loss: Loss, memory: int | None, *values: Any, weight: Tensor | None = None, **hyper: Any) -> Tensor:
     work, tensors = _work("fused", loss, memory, values, hyper)
     rows = len(tensors[0])
     if weight is None:
@@ -187,7 +190,7 @@ class _Tensors(NamedTuple):
 
 
 def _work(
-    function: str, loss: Loss, memory: int, values: Sequence[Any], hyper: Mapping[str, Any]
+    function: str, loss: Loss, memory: int | None, values: Sequence[Any], hyper: Mapping[str, Any]
 ) -> tuple[_Work, list[Tensor]]:
     """The arguments taken apart: tokens as rows, and what a chunk needs to put them together again."""
     if isinstance(loss, partial) and not loss.args:  # what is bound by name may learn; partials are flat
@@ -227,6 +230,8 @@ def _work(
     if rows == 0:
         raise ValueError(f"{function}: prediction {shape(values[0].hidden)} has no token.")
     learning = torch.is_grad_enabled()
+    if memory is None:
+        memory = ON_CPU if tensors[0].device.type == "cpu" else ELSEWHERE
     work = _Work(
         function=function,
         loss=loss,
@@ -405,7 +410,8 @@ def _weighted(values: Callable[..., Tensor], weight: Tensor, *learned: Tensor) -
 
 def _check(function: str, loss: Any, memory: Any) -> None:
     check_callable(function, "loss", loss)
-    check_integer(function, "memory", memory, least=1)
+    if memory is not None:
+        check_integer(function, "memory", memory, least=1)
 
 
 def _check_logits(function: str, at: int, logits: Logits, tokens: torch.Size) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .._text import check_number, check_plain
 from .._tree import shape
 from ._checks import check_finite, check_one_device, check_positions, class_logits, floats, logit_pair
-from ._numerics import crossed, lifted, poisoned, scaled
+from ._numerics import crossed, filled, lifted, poisoned, scaled
 
 # Transforms
 
@@ -55,7 +55,7 @@ def standardize_logits(logits: Tensor) -> Tensor:
     # Of a norm, unlike of a root, torch has the gradient 0 at 0.
     norm = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
     deviation = norm / (number - 1).clamp(min=1).sqrt()
-    return torch.where(excluded, -inf, centred / (1e-7 + deviation))
+    return filled(centred / (1e-7 + deviation), excluded, -inf)
 
 
 def batch_standardize_logits(logits: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def batch_standardize_logits(logits: Tensor) -> Tensor:
     (checked,) = floats("batch_standardize_logits", "batch, classes", logits=logits)
     centred, number, excluded = _centred(checked, 0)
     variance = centred.square().sum(0) / number.clamp(min=1)
-    return torch.where(excluded, -inf, centred / torch.sqrt(variance + 1e-5))
+    return filled(centred / torch.sqrt(variance + 1e-5), excluded, -inf)
 
 
 def grad_reverse(x: Tensor, *, scale: float = -1.0) -> Tensor:
@@ -376,5 +376,6 @@ def _centred(logits: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
     """Logits less their mean along an axis, how many count, and which are excluded: those count nothing."""
     excluded = logits == -inf
     number = logits.shape[axis] - excluded.sum(axis, keepdim=True, dtype=logits.dtype)
-    mean = torch.where(excluded, 0.0, logits).sum(axis, keepdim=True) / number.clamp(min=1)
-    return torch.where(excluded, 0.0, logits - mean), number, excluded
+    finite = logits.masked_fill(excluded, 0.0)
+    mean = finite.sum(axis, keepdim=True) / number.clamp(min=1)
+    return filled(finite - mean, excluded), number, excluded
