@@ -104,6 +104,7 @@ def _filled(mark: re.Match[str]) -> str:
         "heads": partial(_kept, tokens=True),
         "compiling": _compiling,
         "rivals": _rivals,
+        "slower": _slower,
         "pairs": _pairs,
         "methods": _methods,
         "accounting": _accounting,
@@ -375,6 +376,21 @@ def _rivals(name: str) -> list[tuple[str, ...]]:
             for total in totals
         ),
     ]
+
+
+def _slower(name: str) -> list[tuple[str, ...]]:
+    """Losses that take more than 1.05 times as long as the fastest other one, at each size where they do."""
+    fastest: dict[tuple[str, str], tuple[float, str]] = {}
+    for row in _published("losses", name):
+        if row["source"] != "fcfd" and row["mode"] == "eager":
+            place, found = (row["loss"], row["size"]), (row["time to fcfd"], row["source"])
+            fastest[place] = min(fastest.get(place, found), found)
+    lost: dict[tuple[str, str], list[str]] = {}
+    for (loss, size), (ratio, source) in fastest.items():
+        if 1 / ratio > 1.05:
+            lost.setdefault((loss, source), []).append(f"{1 / ratio:.2f} ({size})")
+    rows = sorted((loss, source, ", ".join(found)) for (loss, source), found in lost.items())
+    return [("loss", "beside", "our time ÷ its"), ("---",) * 3, *rows]
 
 
 def _anisotropy(rows: Rows) -> list[tuple[str, ...]]:

@@ -20,10 +20,11 @@ from ._checks import check_tensor
 
 Loss: TypeAlias = Callable[..., Tensor]
 
-ON_CPU, ELSEWHERE = 2**26, 2**29
-"""Bytes of a chunk. Tensors from 32 MiB on are new pages of the system each time on a CPU, which takes longer
-than what is computed; on a GPU small chunks wait for launches."""
-
+MEMORY, ON_CPU = 2**29, 2**26
+"""Bytes of a chunk. A CPU's allocator keeps tensors below 32 MiB; larger ones are new pages each time, which
+takes longer than what is computed in them. On a GPU small chunks wait for launches."""
+_LEAST = 128
+"""Tokens of a chunk on a CPU, if they fit: each chunk reads the heads once, and adds to their gradients."""
 _COPIES = 4
 """Tensors as large as a network's logits that a loss and its gradient hold at once, roughly."""
 
@@ -57,7 +58,7 @@ def chunked(loss: Loss, *, memory: int | None = None) -> Loss:
         loss: `kl`, `cross_entropy`, `jsd`, `dkd`, ...: any loss of `[tokens, classes]` that returns
             `[tokens]`. What it closes over gets no gradient; hyper-parameters of a `functools.partial` do.
         memory: Bytes that a chunk may take, roughly: it has memory / (16 · classes of all networks) tokens.
-            By default 64 MiB on a CPU, and 512 MiB elsewhere.
+            By default 512 MiB; on a CPU 64 MiB, or up to 512 for as many as 128 tokens.
 
     Returns:
         A loss `(prediction, ...)` of `Logits`. A target is `Logits`, a tensor, or a tree of tensors, such as
@@ -230,8 +231,6 @@ def _work(
     if rows == 0:
         raise ValueError(f"{function}: prediction {shape(values[0].hidden)} has no token.")
     learning = torch.is_grad_enabled()
-    if memory is None:
-        memory = ON_CPU if tensors[0].device.type == "cpu" else ELSEWHERE
     work = _Work(
         function=function,
         loss=loss,
@@ -240,11 +239,19 @@ def _work(
         cut=tuple(cut),
         wanted=tuple(learning and x.requires_grad for x in tensors),
         tokens=tokens,
-        ends=_ends(rows, max(1, memory // (4 * _COPIES * classes))),
+        ends=_ends(rows, _most(memory, 4 * _COPIES * classes, tensors[0].device.type)),
         autocast=_autocast(tensors[0]),
     )
     _check_value_by_token(work, tensors)
     return work, tensors
+
+
+def _most(memory: int | None, bytes_of_token: int, device: str) -> int:
+    """How many tokens a chunk may have."""
+    most = max(1, (memory or MEMORY) // bytes_of_token)
+    if memory is None and device == "cpu":
+        return min(most, max(_LEAST, ON_CPU // bytes_of_token))
+    return most
 
 
 def _ends(rows: int, most: int) -> tuple[int, ...]:
