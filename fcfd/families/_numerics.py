@@ -42,14 +42,12 @@ def poisoned(value: Tensor, *sources: Tensor) -> Tensor:
 
 def safe_sqrt(tensor: Tensor) -> Tensor:
     """Square root with the subgradient 0 at 0 (and the value 0 below it), where torch has infinity."""
-    nothing = tensor <= 0
-    return torch.where(nothing, 0.0, torch.where(nothing, 1.0, tensor).sqrt())
+    return where_above_0(tensor, torch.where(tensor <= 0, 1.0, tensor).sqrt())
 
 
 def safe_inverse(tensor: Tensor) -> Tensor:
     """1 / x, and 0 where x is not above 0."""
-    nothing = tensor <= 0
-    return torch.where(nothing, 0.0, 1 / torch.where(nothing, 1.0, tensor))
+    return where_above_0(tensor, torch.where(tensor <= 0, 1.0, tensor).reciprocal())
 
 
 def safe_normalize(tensor: Tensor, dim: int | tuple[int, ...] = -1) -> Tensor:

@@ -134,7 +134,9 @@ def _chunked(loss: Loss, memory: int | None, *values: Any, **hyper: Any) -> Tens
     return _recomputed(work, tensors).view(work.tokens)
 
 
-def _fused(loss: Loss, memory: int | None, *values: Any, weight: Tensor | None = None, **hyper: Any) -> Tensor:
+def _fused(
+    loss: Loss, memory: int | None, *values: Any, weight: Tensor | None = None, **hyper: Any
+) -> Tensor:
     work, tensors = _work("fused", loss, memory, values, hyper)
     rows = len(tensors[0])
     if weight is None:

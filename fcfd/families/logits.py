@@ -770,10 +770,11 @@ def dist(
     name = "dist"
     check_finite(name, beta=beta, gamma=gamma)
     student, teacher = _batch_probabilities(name, prediction, target, temperature)
-    counted = (~_excluded(prediction, target)).to(student.dtype)
-    over_classes = 1 - _correlation(student, teacher, counted, -1)
-    over_batch = 1 - _correlation(student, teacher, counted, 0)
-    return temperature**2 * (beta * over_classes + gamma * over_batch)
+    counted = (torch.maximum(prediction, target) > -inf).to(student.dtype)
+    over_classes = _correlation(student, teacher, counted, -1)
+    over_batch = _correlation(student, teacher, counted, 0)
+    alike = times(over_classes, beta) + times(over_batch, gamma)
+    return times(beta + gamma - alike, temperature**2)
 
 
 def mlkd_class_corr(prediction: Tensor, target: Tensor, *, temperature: float = 4.0) -> Tensor:

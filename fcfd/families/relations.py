@@ -14,7 +14,15 @@ from torch.nn import functional as F
 from .._text import check_integer, check_number, check_plain
 from .._tree import shape
 from ._checks import agreeing, alike, check_finite, floats
-from ._numerics import crossed, exact, poisoned, safe_inverse, safe_normalize, safe_sqrt
+from ._numerics import (
+    crossed,
+    exact,
+    poisoned,
+    safe_inverse,
+    safe_normalize,
+    safe_sqrt,
+    where_above_0,
+)
 
 _EXAMPLES = "Give both networks the same examples."
 
@@ -524,7 +532,8 @@ def _squared_distances(rows: Tensor) -> Tensor:
 def _apart(sums: Tensor, products: Tensor) -> Tensor:
     """‖a‖² + ‖b‖² − 2⟨a, b⟩; exactly zero, without a gradient, below the precision."""
     squares = sums - 2 * products
-    return torch.where(squares <= 8 * torch.finfo(sums.dtype).eps * sums, 0.0, squares)
+    lost = 8 * torch.finfo(sums.dtype).eps
+    return where_above_0(torch.sub(squares.detach(), sums.detach(), alpha=lost), squares)
 
 
 def _centred_to_length_one(rows: Tensor) -> Tensor:
