@@ -5,6 +5,7 @@ vocabulary's. Where another implementation computes the same (`benchmarks/peers.
 ours on the same tensors. Rules: `benchmarks/README.md`.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -79,7 +80,9 @@ class Case(NamedTuple):
     others: tuple[Contender, ...]
 
 
-def cases(others: Sequence[Contender], device: str, *, quick: bool, only: str | None) -> Iterator[Case]:
+def cases(
+    others: Sequence[Contender], device: str, *, quick: bool, only: Sequence[str] | None
+) -> Iterator[Case]:
     """Every row at every size of its family; where only a composition has a peer, that too."""
     for row in ROWS:
         name = row.loss.__name__
@@ -87,7 +90,7 @@ def cases(others: Sequence[Contender], device: str, *, quick: bool, only: str | 
         sizes = dict(SIZES[family])
         if family in OF_TOKENS and name not in TOO_LARGE:
             sizes["vocabulary"] = VOCABULARY[device]
-        if only is not None and only != name:
+        if only is not None and not {name, family} & set(only):
             continue
         for label, size in list(sizes.items())[: 1 if quick else None]:
             rivals = [other for other in others if other.row == name]
@@ -247,10 +250,18 @@ def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+def _others(path: Path, found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The records of a file that no new one replaces."""
+    new = {_key(record) for record in found}
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
+    return [row for row in rows if _key(row) not in new]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     command = parser(__doc__, "losses")
     command.add_argument("--quick", action="store_true", help="one size, few samples")
-    command.add_argument("--only", metavar="NAME", help="one row of the catalogue")
+    command.add_argument("--only", metavar="NAME", nargs="+", help="rows of the catalogue, or families")
+    command.add_argument("--add", action="store_true", help="keep what the file has of other losses")
     command.add_argument("--compile", choices=("none", "some", "all"), default="some", dest="compiled")
     command.add_argument("--seconds", type=float, default=0.2, help="of timing for each loss and size")
     command.add_argument("--minutes", type=float, default=9.0, help="begin no loss after these")
@@ -274,13 +285,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.compiled == "some":
         print("Compiled: only where a library computes the same, at the first size; --compile all for all.")
     print("Beside:", ", ".join(f"{source} ({state})" for source, state in status.items()))
+    name = options.name or options.device
+    if options.add:
+        found = _others(options.out / f"{name}.json", found) + found
     totals = overall(found)
     for total in totals:
         print(
             f"{total['source']}, {total['mode']}: {total['time']:.2f}× the time and {total['memory']:.2f}× "
             f"the memory of fcfd (geometric means of {total['rows']}); faster in {total['faster in']}."
         )
-    name = options.name or options.device
     publish(options.out, name, found, environment=about, beside=status, overall=totals)
     plot(found, options.out / f"{name}.svg")
 
