@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from math import log, nan, pi
+from typing import Any
 
 import torch
 from einops import reduce
@@ -185,7 +186,7 @@ def cosine_distance(prediction: Tensor, target: Tensor) -> Tensor:
     return 1 - (student * teacher).sum(-1) / (both + (both <= 1e-24))
 
 
-def vkd(prediction: Tensor, target: Tensor, *, eps: float | Tensor = 1e-5) -> Tensor:
+def vkd(prediction: Tensor, target: Tensor, *, eps: float = 1e-5) -> Tensor:
     """Huber error of a projected embedding with the teacher's, which is normalised.
 
     ```
@@ -217,7 +218,8 @@ def vkd(prediction: Tensor, target: Tensor, *, eps: float | Tensor = 1e-5) -> Te
     check_number(name, "eps", eps, least=0)
     student, teacher = alike(name, "..., dimensions", _BRIDGE, prediction=prediction, target=target)
     check_positions(name, prediction=prediction)
-    if isinstance(eps, Tensor):
+    given: Any = eps
+    if isinstance(given, Tensor):
         centred = teacher - teacher.mean(-1, keepdim=True)
         normalised = centred * (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
     else:

@@ -102,7 +102,7 @@ def test_every_contender_computes_the_row_s_loss():
 
 def test_a_contender_that_computes_something_else_is_left_out_and_named(capsys):
     wrong = peers.Contender("kl", "wrong", lambda prediction, target: (prediction - target).square().mean())
-    (case,) = losses.cases([wrong], "cpu", quick=True, only="kl")
+    (case,) = losses.cases([wrong], "cpu", quick=True, only=["kl"])
     records = list(losses.measure(case, "cpu", compiled=False, seconds=0.0))
     assert [record["source"] for record in records] == ["fcfd"]
     assert "kl: wrong computes something else" in capsys.readouterr().out
