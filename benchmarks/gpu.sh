@@ -13,11 +13,11 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD" PYTHONUNBUFFERED=1
 python=${PYTHON:-python3}
-device=cuda quick= total=465 stretch=1
+device=cuda quick= total=465 stretch=1 short=0.6
 while [ $# -gt 0 ]; do
   case $1 in
     --device) device=$2; shift 2 ;;
-    --quick) quick=--quick total=870 stretch=3; shift ;;
+    --quick) quick=--quick total=870 stretch=3 short=0.2; shift ;;
     *) echo "gpu.sh: unknown option $1" >&2; exit 2 ;;
   esac
 done
@@ -65,7 +65,7 @@ all() {
   part check 50 device_check
   step step-paths 90 --dtype float32 --paths 4 --minutes 1.1 \
     --variants "${base[@]}" "fcfd batched" "${whole[@]}" "${whole[@]/whole/batched whole}"
-  part losses 45 losses --compile none --seconds 0.1 --minutes 0.6
+  part losses 45 losses --compile none --seconds 0.1 --minutes "$short"
   step step-half 75 --dtype bfloat16 --pair "${half[@]}" --minutes 1 --variants "${base[@]}" "${whole[@]}"
   step step-compiled 100 --dtype float32 --minutes 1.3 "${trace[@]}" --variants stand-in fcfd "${last[@]}"
   printf '== in all\n%s' "$summary"

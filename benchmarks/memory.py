@@ -262,8 +262,11 @@ def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     names = list(dict.fromkeys(record["pair"] for record in found))
     if figures is None or not names:
         return
-    rows = -(-len(names) // 3)
-    figure, axes = figures.subplots(rows, 3, figsize=(9, 2 * rows), layout="constrained", squeeze=False)
+    across = min(3, len(names))
+    down = -(-len(names) // across)
+    figure, axes = figures.subplots(
+        down, across, figsize=(3 * across, 2 * down), layout="constrained", squeeze=False
+    )
     for panel in axes.flat[len(names) :]:
         panel.axis("off")
     for panel, name in zip(axes.flat, names, strict=False):
