@@ -196,6 +196,14 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert not anchor or anchor in _anchors(there), f"{_name(page)} links to {target}#{anchor}"
 
 
+def test_what_another_page_includes_links_to_no_file() -> None:
+    for part in re.findall(
+        r"\[start:\w+\] -->\n(.*?)<!-- --8<-- \[end", (ROOT / "README.md").read_text(), re.DOTALL
+    ):
+        links = ["".join(link) for link in LINK.findall(FENCE.sub("", part))]
+        assert [link for link in links if not link.startswith("https://")] == [], "a file is elsewhere there"
+
+
 def _anchors(page: Path) -> set[str]:
     """What a link may name: headings, and on the page of a module its members."""
     if page.parent.name == "api":
