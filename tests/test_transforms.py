@@ -51,8 +51,17 @@ TRANSFORMS = {
 }
 
 
-@pytest.mark.parametrize("mode", ["eval", "train"])
-@pytest.mark.parametrize("name", TRANSFORMS)
+ONCE = ("checkpointed", "compiled", "lean", "lean, recomputing")
+"""What is tried in train mode, too, by tests that are not slow."""
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        *((name, "eval") for name in TRANSFORMS),
+        *(pytest.param(name, "train", marks=() if name in ONCE else pytest.mark.slow) for name in TRANSFORMS),
+    ],
+)
 def test_a_transformed_column_computes_the_same(name, mode):
     torch.compiler.reset()
     *_, nets = pair(teacher_mode=mode)

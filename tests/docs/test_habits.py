@@ -16,7 +16,7 @@ FORMS = sorted((ROOT / ".github").rglob("*.yml"))
 def test_continuous_integration_runs_the_makefile_s_commands() -> None:
     commands = re.findall(r"- run: (.*)", WORKFLOW)
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert [command.split()[1] for command in commands] == ["lint", "docs", "test"]
+    assert [command.split()[1] for command in commands] == ["lint", "docs", "test", "package"]
     assert all(command.startswith("make ") and command.split()[1] in targets for command in commands)
     assert re.findall(r"^make (\w+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE) == [
         "lint",
