@@ -426,7 +426,7 @@ def _size(model: nn.Module) -> int:
 
 @torch.no_grad()
 def picture(model: nn.Module, samples: Sequence[Sample], file: Path) -> None:
-    """Scenes: what is there in white, and what a detector found, with a score above 0.3, in red."""
+    """Scenes: what is there in white, and what a detector found, with a score above 0.15, in red."""
     pyplot_ = pyplot()
     if pyplot_ is None:
         return
@@ -434,7 +434,7 @@ def picture(model: nn.Module, samples: Sequence[Sample], file: Path) -> None:
     figure, axes = pyplot_.subplots(1, len(samples), figsize=(2 * len(samples), 2.2))
     for axis, (image, target) in zip(axes, samples, strict=True):
         (found,) = model([image])
-        sure = found["scores"] > 0.3
+        sure = found["scores"] > 0.15
         axis.imshow(image.permute(1, 2, 0).numpy())
         axis.axis("off")
         for boxes, colour in ((target["boxes"], "white"), (found["boxes"][sure], "red")):
