@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from .scenes import Sample
+from .scenes import Sample, tensor
 
 CLASSES = ("Tree",)
 PHOTOGRAPHS = {
@@ -49,8 +48,7 @@ def photographs(part: str) -> list[Photograph]:
             raise ValueError(
                 f"crowns: there is no {name} with its boxes; run `pip install --no-deps deepforest==2.1.0`."
             )
-        pixels = np.array(Image.open(image).convert("RGB"))
-        found.append(Photograph(torch.from_numpy(pixels).permute(2, 0, 1).float() / 255, read_voc(boxes)))
+        found.append(Photograph(tensor(Image.open(image).convert("RGB")), read_voc(boxes)))
     return found
 
 

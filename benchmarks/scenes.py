@@ -126,7 +126,7 @@ def scene(made_of: Art, key: str, side: int = 128) -> Sample:
             boxes.append(box)
             labels.append(label + 1)
     target = {"boxes": torch.tensor(boxes, dtype=torch.float32).view(-1, 4), "labels": torch.tensor(labels)}
-    return _tensor(canvas), {
+    return tensor(canvas), {
         name: value.long() if name == "labels" else value for name, value in target.items()
     }
 
@@ -139,7 +139,8 @@ def _shared(a: Sequence[int], b: Sequence[int]) -> float:
     return max(width, 0) * max(height, 0) / min(areas)
 
 
-def _tensor(image: Image.Image) -> Tensor:
+def tensor(image: Image.Image) -> Tensor:
+    """The pixels of a picture in colour, `[3, height, width]` from 0 to 1."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
@@ -190,7 +191,7 @@ class Coco:
         found = self.objects[number]
         boxes = torch.tensor([box for box, _ in found], dtype=torch.float32).view(-1, 4)
         labels = torch.tensor([label for _, label in found], dtype=torch.int64)
-        return _tensor(Image.open(file).convert("RGB")), {"boxes": boxes, "labels": labels}
+        return tensor(Image.open(file).convert("RGB")), {"boxes": boxes, "labels": labels}
 
 
 def write_coco(folder: Path, part: str, samples: Sequence[Sample], classes: Sequence[str]) -> None:

@@ -144,11 +144,11 @@ def link(
         own = by_builder(bridges, wanted, values)
     else:
         own = _by_path("bridges", bridges, nn.Module)
-    unread = places_read(wanted, paths, _read(networks, values, example))
+    places = places_read(wanted, paths, _read(networks, values, example))
     read = layouts_of(wanted, networks, values, stated, own)
     for path, layout in read.items():
         values[path] = map_tensors(partial(into_form, layout=layout), values[path])
-    modules = build(wanted, values, read, own, unread)
+    modules = build(wanted, values, read, own, places)
     columns = {}
     for letter, network in networks.items():
         columns[letter] = laid_out(network.stages, [read.get(pure(letter, at)) for at in range(1, count)])
@@ -224,13 +224,21 @@ def _alike(networks: Mapping[str, Network], example: Any) -> tuple[dict[str, Net
 
 def _features(letter: str, networks: Mapping[str, Network], example: Any) -> list[Any]:
     """What every stage of a network but the last returns on the example, without gradient or other trace."""
-    network = networks[letter]
+    paths = [pure(letter, at) for at in range(1, len(networks[letter].stages))]
+    with torch.no_grad():
+        values = _walked(networks, letter, paths, {"": example})
+    return [_in_own_precision(networks[letter], values[path]) for path in paths]
+
+
+def _walked(
+    networks: Mapping[str, Network], letter: str, paths: Sequence[str], values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Values of one network, computed without a trace in torch's generators."""
     # Every network is there, so that a batch for each is told from a batch of named inputs.
-    columns = {other: networks[other].stages for other in networks}
-    paths = [pure(letter, at) for at in range(1, len(network.stages))]
-    with torch.no_grad(), torch.random.fork_rng():
-        values, _ = walk(paths, columns, {letter: network.params}, {letter: network.buffers}, {"": example})
-    return [_in_own_precision(network, values[path]) for path in paths]
+    columns, network = {other: networks[other].stages for other in networks}, networks[letter]
+    with torch.random.fork_rng():
+        found, _ = walk(paths, columns, {letter: network.params}, {letter: network.buffers}, values)
+    return found
 
 
 def _read(
@@ -262,12 +270,11 @@ def _with_gradient(
     parts, form = flatten(feature)
     if not all(isinstance(part, Tensor) for part in parts) or torch.is_inference_mode_enabled():
         return frozenset()
-    columns, network = {other: networks[other].stages for other in networks}, networks[letter]
-    with torch.enable_grad(), torch.random.fork_rng():
+    with torch.enable_grad():
         asked = [part.detach().requires_grad_(part.is_floating_point()) for part in parts]
         copies = [part.clone() for part in asked]  # a stage may begin with an operation in place
         given, end = {"": example, pure(letter, at): unflatten(copies, form)}, pure(letter, at + 1)
-        found, _ = walk([end], columns, {letter: network.params}, {letter: network.buffers}, given)
+        found = _walked(networks, letter, [end], given)
         ends = [
             value.sum() for value in tensors(found[end]) if value.requires_grad and value.is_floating_point()
         ]
