@@ -20,7 +20,7 @@ LAYERS = (
     ("copying.attributes", "copying.watching"),
     ("copying.copies",),
     ("copying.refusals", "copying.standing"),
-    ("families._numerics",),
+    ("families._numerics", "families._bins"),
     ("_rows",),
     ("families._checks",),
     ("families.heads",),

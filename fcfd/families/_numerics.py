@@ -154,7 +154,7 @@ def _log_of(probability: Tensor) -> Tensor:
     least = torch.finfo(probability.dtype).tiny
     if torch.compiler.is_compiling():
         return probability.clamp(min=least).log()
-    probability.detach().clamp_(min=least)
+    probability.detach().clamp_min_(least)
     return probability.log()
 
 

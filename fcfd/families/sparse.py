@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from .._text import check_choice, check_flag, check_plain
 from .._tree import shape
+from ._bins import listed_and_rest
 from ._checks import check_one_device, check_same_shape, class_logits, floats, indices
 from ._numerics import (
     divergence,
@@ -279,15 +280,11 @@ def _bins(
         return F.log_softmax(log_p, dim=-1), F.log_softmax(own, dim=-1)
     if tail == "bucket" and floor < _FLOOR:
         return _exact_bins(student, at, log_p, floor)
-    log_all = F.log_softmax(student, dim=-1)
-    log_q = torch.where(no_bin, -inf, log_all.gather(-1, at))
-    if tail == "drop":
-        return log_p, log_q
-    if tail == "zero":
-        return F.log_softmax(log_p, dim=-1), log_q
-    # What is not listed is added up: one minus a sum near one would have no digits left.
-    in_tail = torch.ones_like(student).scatter_(-1, at, no_bin.to(student.dtype))
-    rest_q = (log_all.exp() * in_tail).sum(-1, keepdim=True)
+    if tail != "bucket":
+        log_q = torch.where(no_bin, -inf, F.log_softmax(student, dim=-1).gather(-1, at))
+        return (log_p if tail == "drop" else F.log_softmax(log_p, dim=-1)), log_q
+    log_q, rest_q = listed_and_rest(student, at, no_bin)
+    log_q = torch.where(no_bin, -inf, log_q)
     rest_p = torch.zeros_like(total) if listed == classes else 1 - total
     least = -math.expm1(-floor)
     log_rests = [rest.clamp(min=least).log() for rest in (rest_p, rest_q)]

@@ -236,3 +236,57 @@ def test_more_classes_than_there_are_cannot_be_listed(loss) -> None:
         loss(student, ids[:, :2], log_p[:, :3])
     with pytest.raises(ValueError, match=r"ids \[4, 9\] must list classes for each token of the logits"):
         loss(student[:3], ids, log_p)
+
+
+@every
+@pytest.mark.parametrize("excluded", [False, True], ids=["all possible", "one listed excluded"])
+def test_every_derivative_with_a_bucket(loss, excluded: bool) -> None:
+    student, teacher = draw(2)
+    ids, log_p = first(3, teacher)
+    if excluded:
+        log_p = log_p.index_fill(-1, torch.tensor([1]), -math.inf)
+
+    def total(student: Tensor, log_p: Tensor = log_p) -> Tensor:
+        return loss(student, ids, log_p)
+
+    leaves = [x.clone().requires_grad_() for x in ((student,) if excluded else (student, log_p))]
+    assert torch.autograd.gradcheck(total, leaves, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(total, leaves)
+    for axis in (0, 1, 2):
+        given = [x.unsqueeze(1).movedim(0, axis).contiguous() for x in (student, ids, log_p)]
+        rows = torch.func.vmap(torch.func.grad(lambda *row: loss(*row).sum()), in_dims=axis)(*given)
+        torch.testing.assert_close(rows.squeeze(1), torch.func.grad(lambda s: total(s).sum())(student))
+    by_reverse = torch.func.hessian(lambda s: total(s).sum())(student)
+    torch.testing.assert_close(
+        by_reverse, torch.autograd.functional.hessian(lambda s: total(s).sum(), student)
+    )
+    torch.testing.assert_close(
+        torch.func.jacfwd(total)(student), torch.autograd.functional.jacobian(total, student)
+    )
+
+
+@every
+@pytest.mark.parametrize("scale", [1.0, 10.0, 13.0])
+def test_the_gradient_of_a_small_rest_has_all_its_digits(loss, scale: float) -> None:
+    student = torch.tensor([[scale, 0.0, -1.0, 0.5]], dtype=torch.float64)
+    ids, log_p = first(1, torch.tensor([[3.0, 0.0, 0.0, 0.0]], dtype=torch.float64))
+    exact = value_and_gradients(lambda s: loss(s, ids, log_p), student)
+    rounded = value_and_gradients(lambda s: loss(s, ids, log_p.float()), student.float())
+    for a, b in zip(rounded, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-7)
+
+
+@every
+def test_eager_and_compiled_share_values_and_gradients(loss) -> None:
+    student, teacher = draw(5)
+    ids, log_p = first(3, teacher)
+    log_p[0, 1] = -math.inf
+
+    def both(student: Tensor) -> tuple[Tensor, ...]:
+        return torch.func.grad_and_value(lambda s: loss(s, ids, log_p).sum())(student)
+
+    wanted = both(student)
+    torch.compiler.reset()
+    found = torch.compile(both, backend="aot_eager", fullgraph=True)(student)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b)
