@@ -102,6 +102,7 @@ def _filled(mark: re.Match[str]) -> str:
         "memory": _memory,
         "kept": _kept,
         "heads": partial(_kept, tokens=True),
+        "chunks": _chunks,
         "compiling": _compiling,
         "rivals": _rivals,
         "slower": _slower,
@@ -323,6 +324,17 @@ def _kept(name: str, *, tokens: bool = False) -> list[tuple[str, ...]]:
         rows.append((record["pair"], record["variant"], kept, compiled, peak, time, largest))
     columns = [column for column in zip(*rows, strict=True) if any(column[2:])]
     return list(zip(*columns, strict=True))
+
+
+def _chunks(name: str) -> list[tuple[str, ...]]:
+    """A loss between heads by each way, in units of the loss of whole logits."""
+    head = ("tokens × classes", "way", "time", "peak")
+    rows: list[tuple[str, ...]] = [head, ("---", "---", "---:", "---:")]
+    for record in _published("heads", name):
+        size = f"{record['tokens']:,} × {record['classes']:,}"
+        ratios = record["time to whole"], record["peak to whole"]
+        rows.append((size, record["way"], *(f"{ratio:.2f}" for ratio in ratios)))
+    return rows
 
 
 def _beside_stand_in(name: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:

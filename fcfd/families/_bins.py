@@ -17,7 +17,7 @@ def listed_and_rest(student: Tensor, at: Tensor, left_out: Tensor) -> tuple[Tens
         log_q = F.log_softmax(student, dim=-1)
         others = torch.ones_like(student).scatter_(-1, at, left_out.to(student.dtype))
         return log_q.gather(-1, at), (log_q.exp() * others).sum(-1, keepdim=True)
-    listed, rest, _ = _Bins.apply(student, at, left_out)
+    listed, rest, _ = _Bins.apply(student, at, left_out)  # type: ignore[no-untyped-call]
     return listed, rest
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fcfd
-from benchmarks import batched, common, compile, losses, peers, profiler, step
+from benchmarks import batched, common, compile, heads, losses, peers, profiler, step
 from reference.catalogue import ROWS, Size
 
 TINY = step.CIFAR._replace(teacher="resnet8", student="resnet8", batch=2, pixels=8)
@@ -117,6 +117,26 @@ def test_the_losses_run_and_mark_what_is_lost(tmp_path, capsys):
     lost = [r for r in record["rows"] if r["source"] != "fcfd" and round(r["time to fcfd"], 2) < 1]
     assert capsys.readouterr().out.count("slower") == len(lost)
     assert (tmp_path / "cpu.csv").is_file()
+
+
+def test_a_loss_between_heads_runs(tmp_path):
+    heads.main(["--quick", "--out", str(tmp_path)])
+    rows = json.loads((tmp_path / "cpu.json").read_text())["rows"]
+    forms = [f"{form}, {memory} MiB" for memory in heads.MEMORY for form in ("chunked", "fused")]
+    assert [row["way"] for row in rows] == ["whole logits", *forms, heads.PRODUCTS]
+    assert rows[0]["time to whole"] == rows[0]["peak to whole"] == 1.0
+
+
+def test_a_way_between_heads_with_other_gradients_is_no_record(monkeypatch):
+    ways = heads.ways
+
+    def wrong(student, teacher, memory):
+        found = ways(student, teacher, memory)
+        return {**found, "double": lambda: 2 * found["whole logits"]()}
+
+    monkeypatch.setattr(heads, "ways", wrong)
+    with pytest.raises(ValueError, match="double has other gradients than whole logits"):
+        list(heads.measure(heads.QUICK, "cpu", memory=(64,), seconds=0.0))
 
 
 # Step
