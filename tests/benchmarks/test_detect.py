@@ -197,8 +197,8 @@ def test_a_run_that_was_cut_short_goes_on_to_the_same_weights(emoji, tmp_path, m
     assert len(calls) == 5, "two steps were kept"
     for own, other in zip(whole.state_dict().values(), again.state_dict().values(), strict=True):
         torch.testing.assert_close(own, other)
-    with pytest.raises(ValueError, match="holds a run with method = 'FCFD', not 'KD of heads'"):
-        run(emoji, tmp_path / "cut", method="KD of heads")
+    with pytest.raises(ValueError, match="holds a run with method = 'FCFD', not 'PKD'"):
+        run(emoji, tmp_path / "cut", method="PKD")
 
 
 @pytest.mark.slow

@@ -252,10 +252,13 @@ def test_every_derivative_with_a_bucket(loss, excluded: bool) -> None:
     leaves = [x.clone().requires_grad_() for x in ((student,) if excluded else (student, log_p))]
     assert torch.autograd.gradcheck(total, leaves, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(total, leaves)
-    for axis in (0, 1, 2):
-        given = [x.unsqueeze(1).movedim(0, axis).contiguous() for x in (student, ids, log_p)]
-        rows = torch.func.vmap(torch.func.grad(lambda *row: loss(*row).sum()), in_dims=axis)(*given)
-        torch.testing.assert_close(rows.squeeze(1), torch.func.grad(lambda s: total(s).sum())(student))
+    for axes in itertools.product((0, 1, 2), (0, None), (0, None)):
+        given = (student.repeat(3, 1, 1), ids.repeat(3, 1, 1), log_p.repeat(3, 1, 1))
+        own = [
+            x[0] if at is None else x.movedim(0, at).contiguous() for x, at in zip(given, axes, strict=True)
+        ]
+        rows = torch.func.vmap(torch.func.grad(lambda *row: loss(*row).sum()), in_dims=axes)(*own)
+        torch.testing.assert_close(rows, torch.func.grad(lambda s: total(s).sum())(student).expand_as(rows))
     by_reverse = torch.func.hessian(lambda s: total(s).sum())(student)
     torch.testing.assert_close(
         by_reverse, torch.autograd.functional.hessian(lambda s: total(s).sum(), student)
@@ -290,3 +293,24 @@ def test_eager_and_compiled_share_values_and_gradients(loss) -> None:
     found = torch.compile(both, backend="aot_eager", fullgraph=True)(student)
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@every
+def test_one_student_beside_many_teachers(loss) -> None:
+    student, teacher = draw(2)
+    given = [torch.stack(pair) for pair in zip(*(first(3, z) for z in (teacher, -teacher)), strict=True)]
+    rows = torch.func.vmap(loss, in_dims=(None, 0, 0))(student, *given)
+    wanted = [loss(student, ids, log_p) for ids, log_p in zip(*given, strict=True)]
+    torch.testing.assert_close(rows, torch.stack(wanted))
+
+
+@every
+def test_strides_do_not_matter(loss) -> None:
+    student, teacher = draw(2, 4)
+    ids, log_p = first(3, teacher)
+    turned = student.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+    found = value_and_gradients(lambda s: loss(s, ids, log_p), turned)
+    for a, b in zip(found, value_and_gradients(lambda s: loss(s, ids, log_p), student), strict=True):
+        torch.testing.assert_close(a, b)
+    one = loss(student[0, 0], ids[0, 0], log_p[0, 0])
+    torch.testing.assert_close(one, found[0][0, 0])
