@@ -263,6 +263,22 @@ def publish(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], **about:
         new.replace(folder / f"{name}.{kind}")
 
 
+def published(folder: Path, name: str, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows that `publish` wrote, none without a file.
+
+    Raises:
+        ValueError: They are of another machine or version.
+    """
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found["environment"] != about:
+        raise ValueError(f"{path.name} was measured on {found['environment']}, not on {about}")
+    rows: list[dict[str, Any]] = found["rows"]
+    return rows
+
+
 def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, mark: str = "◀") -> None:
     """Print a table; a row whose last cell holds the mark stands out. Plain text where rich is missing."""
     rows = list(rows)

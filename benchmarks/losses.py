@@ -5,7 +5,6 @@ vocabulary's. Where another implementation computes the same (`benchmarks/peers.
 ours on the same tensors. Rules: `benchmarks/README.md`.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -26,6 +25,7 @@ from .common import (
     parser,
     peak_memory,
     publish,
+    published,
     pyplot,
     ratio,
     show,
@@ -250,11 +250,12 @@ def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def _others(path: Path, found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The records of a file that no new one replaces."""
+def _merged(
+    before: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Earlier records that no new one replaces, and the new ones."""
     new = {_key(record) for record in found}
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
-    return [row for row in rows if _key(row) not in new]
+    return [*(record for record in before if _key(record) not in new), *found]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -267,8 +268,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("--minutes", type=float, default=9.0, help="begin no loss after these")
     options = command.parse_args(arguments)
 
-    others, status = contenders()
+    name = options.name or options.device
     deadline, about = perf_counter() + 60 * options.minutes, environment(options.device)
+    before = published(options.out, name, about) if options.add else []
+    others, status = contenders()
     found: list[dict[str, Any]] = []
     for case in cases(others, options.device, quick=options.quick, only=options.only):
         if perf_counter() > deadline:
@@ -279,23 +282,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found += measure(
             case, options.device, compiled=compiled, seconds=0.05 if options.quick else options.seconds
         )
-        publish(options.out, options.name or options.device, found, environment=about, beside=status)
+        publish(options.out, name, _merged(before, found), environment=about, beside=status)
     columns = ("loss", "size", "mode", "median", "peak MiB", "operations", "time, memory to fcfd's", "")
     show("Losses, forward and backward", columns, lines(found))
     if options.compiled == "some":
         print("Compiled: only where a library computes the same, at the first size; --compile all for all.")
     print("Beside:", ", ".join(f"{source} ({state})" for source, state in status.items()))
-    name = options.name or options.device
-    if options.add:
-        found = _others(options.out / f"{name}.json", found) + found
-    totals = overall(found)
+    every = _merged(before, found)
+    totals = overall(every)
     for total in totals:
         print(
             f"{total['source']}, {total['mode']}: {total['time']:.2f}× the time and {total['memory']:.2f}× "
             f"the memory of fcfd (geometric means of {total['rows']}); faster in {total['faster in']}."
         )
-    publish(options.out, name, found, environment=about, beside=status, overall=totals)
-    plot(found, options.out / f"{name}.svg")
+    publish(options.out, name, every, environment=about, beside=status, overall=totals)
+    plot(every, options.out / f"{name}.svg")
 
 
 if __name__ == "__main__":

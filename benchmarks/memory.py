@@ -7,7 +7,6 @@ Compiled, it is what the partitioner keeps. Rules: `benchmarks/README.md`.
 """
 
 import argparse
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -33,6 +32,7 @@ from .common import (
     parser,
     peak_memory,
     publish,
+    published,
     pyplot,
     ratio,
     show,
@@ -297,7 +297,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     deadline = perf_counter() + 60 * options.minutes
     name = options.name or options.device
     about = environment(options.device)
-    records = _kept_before(options.out / f"{name}.json", about) if options.add else {}
+    before = published(options.out, name, about) if options.add else []
+    records: Records = {(record["pair"], record["variant"]): record for record in before}
     failed = []
     for pair in options.pairs:
         if perf_counter() > deadline:
@@ -330,16 +331,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 Records: TypeAlias = dict[tuple[str, str], dict[str, Any]]
-
-
-def _kept_before(path: Path, about: Mapping[str, Any]) -> Records:
-    """The records of a file by pair and variant; those of another machine or version are refused."""
-    if not path.is_file():
-        return {}
-    found = json.loads(path.read_text())
-    if found["environment"] != about:
-        raise ValueError(f"{path.name} was measured on {found['environment']}, not on {about}")
-    return {(record["pair"], record["variant"]): record for record in found["rows"]}
 
 
 if __name__ == "__main__":

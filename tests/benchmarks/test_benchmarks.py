@@ -119,6 +119,22 @@ def test_the_losses_run_and_mark_what_is_lost(tmp_path, capsys):
     assert (tmp_path / "cpu.csv").is_file()
 
 
+def test_what_is_measured_anew_replaces_its_records_and_no_other(tmp_path, capsys):
+    def measured(*names):
+        options = ["--quick", "--compile", "none", "--out", str(tmp_path), "--only", *names]
+        losses.main(options if names == ("kl",) else [*options, "--add"])
+        return json.loads((tmp_path / "cpu.json").read_text())
+
+    before = measured("kl")
+    rows = measured("reverse_kl")["rows"]
+    assert rows[: len(before["rows"])] == before["rows"]
+    assert {row["loss"] for row in rows} == {*(row["loss"] for row in before["rows"]), "reverse_kl"}
+    after = measured("reverse_kl")
+    assert len(after["rows"]) == len(rows)
+    assert sum(total["rows"] for total in after["overall"]) == sum(row["source"] != "fcfd" for row in rows)
+    capsys.readouterr()
+
+
 def test_a_loss_between_heads_runs(tmp_path):
     heads.main(["--quick", "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "cpu.json").read_text())["rows"]
