@@ -35,7 +35,7 @@ from reference.torchvision_cpu import prepare
 from . import runs
 from .common import environment, pyplot, show
 from .crowns import CLASSES as TREES, held_out_tiles, photographs, training_tile
-from .detect_report import HEAD, summary
+from .detect_report import HEAD, LONGER, summary
 from .scenes import CLASSES, Coco, Sample, art, scene
 
 prepare()
@@ -60,7 +60,6 @@ def chosen(*kinds: str) -> dict[str, Term]:
 
 
 PKD = {"pkd": Term(multi_level(losses.pkd), "s>t", "t")}
-LONGER = "labels, as long as FCFD"
 METHODS: dict[str, Terms] = {
     "labels": chosen(),
     LONGER: chosen(),

@@ -104,7 +104,7 @@ def measure(size: Size, device: str, *, memory: Sequence[int], seconds: float) -
             if not (a - b).norm() <= 1e-4 * b.norm():
                 raise ValueError(f"heads: {name} has other gradients than whole logits, at {size}.")
     calls[PRODUCTS] = lambda: products(student, teacher, memory[0])
-    samples = interleaved(calls, device=device, seconds=seconds, least=3, warm_up=1)
+    samples = interleaved(calls, device=device, seconds=seconds, least=3, warm_up=0)
     unit = peak_memory(calls["whole logits"], device=device, warm_up=False)
     for name, call in calls.items():
         yield {

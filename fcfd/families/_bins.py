@@ -22,15 +22,14 @@ def listed_and_rest(student: Tensor, at: Tensor, left_out: Tensor) -> tuple[Tens
 
 
 class _Bins(torch.autograd.Function):
-    """As above, in fewer passes over all classes. The probabilities are an output that is kept."""
+    """As above, in fewer passes over all classes. The others, one by one, are an output that is kept."""
 
     @staticmethod
     def forward(student: Tensor, at: Tensor, left_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         log_q = F.log_softmax(student, dim=-1)
         listed = log_q.gather(-1, at)
-        q, own = log_q.exp_(), listed.exp()
-        rest = _put_(q, at, torch.where(left_out, own, 0.0)).sum(-1, keepdim=True)
-        return listed, rest, _put_(q, at, own)
+        others = log_q.exp_().scatter_(-1, at, torch.where(left_out, listed.exp(), 0.0))
+        return listed, others.sum(-1, keepdim=True), others
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -40,27 +39,31 @@ class _Bins(torch.autograd.Function):
         ctx.save_for_forward(at, left_out, *output)
 
     @staticmethod
-    def backward(ctx: Any, of_listed: Tensor | None, of_rest: Tensor | None, of_q: Tensor | None) -> Any:
-        at, left_out, listed, rest, q = ctx.saved_tensors
-        own = listed.exp()
-        of_listed = torch.zeros_like(own) if of_listed is None else of_listed
+    def backward(
+        ctx: Any, of_listed: Tensor | None, of_rest: Tensor | None, of_others: Tensor | None
+    ) -> tuple[Tensor, None, None]:
+        at, left_out, listed, rest, others = ctx.saved_tensors
+        counted = torch.where(left_out, 0.0, listed.exp())
+        of_listed = torch.zeros_like(counted) if of_listed is None else of_listed
         of_rest = torch.zeros_like(rest) if of_rest is None else of_rest
-        # The derivative of the rest is q (1 − rest) at a class that it holds, and −q rest at any other.
-        beside = torch.where(left_out, 0.0, own).sum(-1, keepdim=True)
+        # A class that the rest holds adds q (1 − rest) to it; any other takes q rest away.
         of_all = of_listed.sum(-1, keepdim=True)
-        of_own = of_listed + own * (torch.where(left_out, beside, -rest) * of_rest - of_all)
-        gradient = _put_(q * (beside * of_rest - of_all), at, of_own)
-        if of_q is not None:
-            gradient = gradient + q * (of_q - (q * of_q).sum(-1, keepdim=True))
+        of_each = counted.sum(-1, keepdim=True) * of_rest - of_all
+        of_counted = -rest * of_rest - of_all
+        if of_others is not None:
+            of_all = (others * of_others).sum(-1, keepdim=True)
+            of_each, of_counted = of_each + of_others - of_all, of_counted - of_all
+        gradient = (others * of_each).scatter_add_(-1, at, of_listed + counted * of_counted)
         return gradient, None, None
 
     @staticmethod
     def jvp(ctx: Any, of_student: Tensor, *_: None) -> tuple[Tensor, Tensor, Tensor]:
-        at, left_out, listed, _, q = ctx.saved_tensors
-        of_log_q = of_student - (q * of_student).sum(-1, keepdim=True)
-        of_q, of_listed = q * of_log_q, of_log_q.gather(-1, at)
-        counted = torch.where(left_out, 0.0, listed.exp() * of_listed)
-        return of_listed, -counted.sum(-1, keepdim=True), of_q
+        at, left_out, listed, _, others = ctx.saved_tensors
+        counted = torch.where(left_out, 0.0, listed.exp())
+        at_listed, at_others = of_student.gather(-1, at), others * of_student
+        of_total = (counted * at_listed).sum(-1, keepdim=True) + at_others.sum(-1, keepdim=True)
+        of_listed = at_listed - of_total
+        return of_listed, -(counted * of_listed).sum(-1, keepdim=True), at_others - others * of_total
 
     @staticmethod
     def vmap(info: Any, dims: tuple[int | None, ...], *tensors: Tensor) -> Any:
@@ -70,11 +73,3 @@ class _Bins(torch.autograd.Function):
             for x, dim in zip(tensors, dims, strict=True)
         ]
         return _Bins.apply(*batched), (0, 0, 0)  # type: ignore[no-untyped-call]
-
-
-def _put_(into: Tensor, at: Tensor, values: Tensor) -> Tensor:
-    """`Tensor.scatter_` along the last axis, of which `torch.func.vmap` knows no batch."""
-    rows = into.view(-1, into.shape[-1])
-    row = torch.arange(len(rows), device=rows.device).unsqueeze(-1)
-    rows.index_put_((row, at.reshape(len(rows), -1)), values.reshape(len(rows), -1))
-    return into

@@ -233,12 +233,15 @@ def test_coco_is_one_command(emoji, tmp_path, processes):
 def test_the_table_pairs_methods_by_their_seeds():
     runs = [
         {"method": method, "seed": seed, "AP50": (base + gain) / 100, "AP": 0.1, "cpu_seconds": 60.0}
-        for method, gain in (("labels", 0.0), ("FCFD", 2.0))
+        for method, gain in (("labels", 0.0), (detect_report.LONGER, 3.0), ("FCFD", 2.0))
         for seed, base in enumerate((20.0, 24.0, 28.0))
     ]
     results = {"runs": runs[::-1], "teacher": {"AP50": 0.4, "AP": 0.2}}
+    longer = "+3.0 (+3.0 to +3.0), 3 of 3"
+    fcfd = "+2.0 (+2.0 to +2.0), 3 of 3", "-1.0 (-1.0 to -1.0), 0 of 3"
     assert detect_report.summary(results) == [
-        ("FCFD", "26.0 ± 4.0", "10.0 ± 0.0", "+2.0 (+2.0 to +2.0)", "3 of 3", "60"),
+        ("FCFD", "26.0 ± 4.0", "10.0 ± 0.0", *fcfd, "60"),
+        (detect_report.LONGER, "27.0 ± 4.0", "10.0 ± 0.0", longer, "", "60"),
         ("labels", "24.0 ± 4.0", "10.0 ± 0.0", "", "", "60"),
         ("the teacher itself", "40.0", "20.0", "", "", ""),
     ]
