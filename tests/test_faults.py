@@ -568,6 +568,22 @@ def test_M1_what_reads_a_module_from_around_it_is_refused(way, how):
     says(error, "Make it a method, or let it use its arguments.")
 
 
+@pytest.mark.parametrize("kind", ["state_dict", "state_dict_pre", "load_state_dict_pre", "load_state_dict_post"])
+def test_M1_hooks_of_state_dicts_are_none_of_a_call(kind):
+    """A model that repairs the names of old checkpoints was refused."""
+    model, x = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(4, 6)
+    register = {
+        "state_dict": model._register_state_dict_hook,
+        "state_dict_pre": model.register_state_dict_pre_hook,
+        "load_state_dict_pre": model.register_load_state_dict_pre_hook,
+        "load_state_dict_post": model.register_load_state_dict_post_hook,
+    }[kind]
+    register(lambda *_: model[0].train() and None)
+    close(fcfd.stage(model)(dict(model.named_parameters()), {}, x)[0], model(x))
+    network = fcfd.split(model, ["0", "1"], example=x)
+    assert len(network.stages) == 3
+
+
 @pytest.mark.parametrize("how", ["a bound method", "a partial function", "a list of modules", "an object"])
 def test_M1_what_is_copied_with_the_model_reads_the_copy(how):
     """These are no functions around the model: a copy of it has its own."""

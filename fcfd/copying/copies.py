@@ -83,9 +83,10 @@ def replica(model: nn.Module, convert: Callable[[Tensor], Tensor] = lambda tenso
         ) from error
 
 
-def hooks(module: nn.Module) -> list[Any]:
-    """All hooks of a module, of every kind."""
-    registries = [held for key, held in vars(module).items() if key in _HOOKS]
+def hooks(module: nn.Module, *, of_calls: bool = False) -> list[Any]:
+    """All hooks of a module, of every kind; or those alone that a call runs, and none of a state dict."""
+    kinds = {key for key in _HOOKS if not (of_calls and "state_dict" in key)}
+    registries = [held for key, held in vars(module).items() if key in kinds]
     return [hook for registry in registries for hook in registry.values()]
 
 

@@ -58,7 +58,9 @@ def check(who: str, model: Any) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"{who}: {where} is scripted and has no forward to run. Pass what was scripted.")
         own_hooks = [
-            hook for hook in hooks(module) if not isinstance(getattr(hook, "__self__", None), nn.Module)
+            hook
+            for hook in hooks(module, of_calls=True)
+            if not isinstance(getattr(hook, "__self__", None), nn.Module)
         ]
         foreign = _around(own_hooks, own, copied=False) or _around(plain(module).values(), own, copied=True)
         if foreign is not None:

@@ -96,7 +96,7 @@ def patch_similarity_kl(prediction: Tensor, target: Tensor, *, temperature: floa
     check_number(name, "temperature", temperature, above=0)
     student, teacher = map(safe_normalize, _pair(name, prediction, target))
     with exact(prediction):
-        scores = [x / temperature @ x.mT for x in (teacher, student)]
+        scores = [x @ x.mT / temperature for x in (teacher, student)]
     return mean_by_example(divergence(*(F.log_softmax(x, dim=-1) for x in scores)))
 
 
