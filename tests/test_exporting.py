@@ -66,6 +66,9 @@ def test_export_with_other_batches():
     assert torch.equal(exported.module()(more), module(more))
 
 
+@pytest.mark.filterwarnings(
+    "ignore:`isinstance.treespec, LeafSpec.`:FutureWarning"
+)  # of torch's own packaging
 @pytest.mark.slow
 def test_aot_inductor(tmp_path):
     _, student, nets = pair(dtype=torch.float32)

@@ -568,7 +568,9 @@ def test_M1_what_reads_a_module_from_around_it_is_refused(way, how):
     says(error, "Make it a method, or let it use its arguments.")
 
 
-@pytest.mark.parametrize("kind", ["state_dict", "state_dict_pre", "load_state_dict_pre", "load_state_dict_post"])
+@pytest.mark.parametrize(
+    "kind", ["state_dict", "state_dict_pre", "load_state_dict_pre", "load_state_dict_post"]
+)
 def test_M1_hooks_of_state_dicts_are_none_of_a_call(kind):
     """A model that repairs the names of old checkpoints was refused."""
     model, x = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(4, 6)

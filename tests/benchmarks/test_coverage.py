@@ -45,6 +45,9 @@ OTHERS = [
     "transformers/Whisper",
 ]
 
+STEPS = {row["model"]: row.get("step", True) for row in json.loads(RESULT.read_text())["rows"]}
+"""A step, or why there is none, as the page says it."""
+
 pytestmark = pytest.mark.filterwarnings("default")  # the libraries' own
 
 
@@ -52,7 +55,7 @@ pytestmark = pytest.mark.filterwarnings("default")  # the libraries' own
 def test_a_model_of_every_kind(name):
     row = measure(name)
     assert verdict(row) == "exact", row
-    assert row.get("step", True) is True, row
+    assert row.get("step", True) == STEPS.get(name, True), row
 
 
 @pytest.mark.slow
