@@ -45,8 +45,8 @@ OTHERS = [
     "transformers/Whisper",
 ]
 
-STEPS = {row["model"]: row.get("step", True) for row in json.loads(RESULT.read_text())["rows"]}
-"""A step, or why there is none, as the page says it."""
+NO_STEP = {"timm/levit_128s": "may be 'b t c' or 'b c t'"}
+"""Why `link` refuses a model that is cut exactly."""
 
 pytestmark = pytest.mark.filterwarnings("default")  # the libraries' own
 
@@ -55,7 +55,10 @@ pytestmark = pytest.mark.filterwarnings("default")  # the libraries' own
 def test_a_model_of_every_kind(name):
     row = measure(name)
     assert verdict(row) == "exact", row
-    assert row.get("step", True) == STEPS.get(name, True), row
+    if name in NO_STEP:
+        assert NO_STEP[name] in row["step"]
+    else:
+        assert row.get("step", True) is True, row
 
 
 @pytest.mark.slow
