@@ -15,12 +15,14 @@ from fcfd import losses
 PACKAGE = Path(fcfd.__file__).parent
 
 LAYERS = (
-    ("_text",),
+    ("_text", "_modes"),
     ("_tree", "_reading", "layouts", "paths", "schedules"),
     ("copying.attributes", "copying.watching"),
     ("copying.copies",),
     ("copying.refusals", "copying.standing"),
-    ("families._numerics", "families._bins"),
+    ("families._numerics", "families._closed"),
+    ("families._softmaxes",),
+    ("families._bins", "families._parts"),
     ("_rows",),
     ("families._checks",),
     ("families.heads",),

@@ -97,6 +97,11 @@ def times(values: Tensor, factor: float | Tensor) -> Tensor:
     return values if not isinstance(factor, Tensor) and factor == 1 else values * factor
 
 
+def times_(values: Tensor, factor: float) -> Tensor:
+    """`times`, written into the values."""
+    return values if factor == 1 else values.mul_(factor)
+
+
 def _expected(p: Tensor, x: Tensor) -> Tensor:
     """Σ p x over the last axis, with 0 · ∞ = 0."""
     return (p * where_above_0(p, x)).sum(-1)
@@ -104,12 +109,18 @@ def _expected(p: Tensor, x: Tensor) -> Tensor:
 
 # The one operation of torch that chooses by a number and not by a mask. It has no other name in Python, and
 # takes a fraction of the time of `torch.where(p <= 0, 0.0, x)`.
-_chosen = torch.ops.aten.threshold_backward.default
+_chosen = torch.ops.aten.threshold_backward
 
 
 def where_above_0(p: Tensor, x: Tensor) -> Tensor:
     """x, and 0 where p is not above 0. Where p is NaN it is x."""
-    found: Tensor = _chosen(x, p.detach(), 0.0)
+    found: Tensor = _chosen.default(x, p.detach(), 0.0)
+    return found
+
+
+def where_above_(p: Tensor, x: Tensor, least: float = 0.0) -> Tensor:
+    """`where_above_0`, or above another number, written into x."""
+    found: Tensor = _chosen.grad_input(x, p, least, grad_input=x)
     return found
 
 
@@ -146,10 +157,10 @@ def log_mixture(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
     """log(share · p + (1 − share) · q), the share below 1; of what neither makes likely, something finite."""
     if share == 0:
         return log_q
-    return _log_of(torch.add(log_p.exp() * share, log_q.exp(), alpha=1 - share))
+    return log_of(torch.add(log_p.exp() * share, log_q.exp(), alpha=1 - share))
 
 
-def _log_of(probability: Tensor) -> Tensor:
+def log_of(probability: Tensor) -> Tensor:
     """The logarithm of a new tensor; of 0 the lowest one that has a finite gradient."""
     least = torch.finfo(probability.dtype).tiny
     if torch.compiler.is_compiling():
@@ -165,7 +176,7 @@ def jensen_shannon(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
     if beta == 1:
         return reverse_divergence(log_q, log_p)
     p, q = log_p.exp() * beta, log_q.exp()
-    log_m = _log_of(torch.add(p, q, alpha=1 - beta))
+    log_m = log_of(torch.add(p, q, alpha=1 - beta))
     gap_p, gap_q = without_infinity(log_p - log_m), without_infinity(log_q - log_m)
     return torch.add(p * gap_p, q * gap_q, alpha=1 - beta).sum(-1)
 

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from .._text import check_number
 from .._tree import shape
 from ._checks import alike, check_one_device, check_same_axes, class_labels, floats, indices, per_example
-from ._numerics import divergence, exact, label_errors, lifted, safe_normalize
+from ._numerics import exact, label_errors, lifted, safe_normalize
+from ._softmaxes import FORWARD, softmax_divergence
 
 _SPACE = "Project the embeddings into one space first."
 
@@ -112,8 +113,8 @@ def similarity_kl(
     scale = per_example(name, temperature, prediction=prediction)
     student, teacher, entries = (safe_normalize(rows) for rows in lifted(student, teacher, entries))
     with exact(prediction):
-        scores = [rows @ entries.mT / scale for rows in (teacher, student)]
-    return divergence(*(F.log_softmax(rows, dim=-1) for rows in scores))
+        student, teacher = student @ entries.mT, teacher @ entries.mT
+    return softmax_divergence(student, teacher, FORWARD, scale)
 
 
 def prototype_info_nce(

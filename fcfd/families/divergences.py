@@ -4,6 +4,7 @@ As in `fcfd.families.logits`: one value for each example or token, softmaxes in 
 in float32. A class excluded by −∞ in both networks counts nothing.
 """
 
+from functools import partial
 from math import inf
 
 import torch
@@ -20,6 +21,7 @@ from ._checks import (
     per_example,
 )
 from ._numerics import crossed, distributions, divergence, lifted, reverse_divergence, scaled
+from ._softmaxes import FORWARD, REVERSE, Divergence, softmax_divergence, softmax_errors
 
 _FAR = 0.05
 """From here on, the digits that the formula of the α-β divergence loses near its limits are few."""
@@ -248,17 +250,36 @@ def akl(prediction: Tensor, target: Tensor, *, mu: float = 0.5) -> Tensor:
     """
     name = "akl"
     check_plain(name, "mu", mu, least=0, most=1)
-    log_p, log_q = _log_probabilities(name, prediction, target, 1.0)
-    p, q = log_p.exp(), log_q.exp().detach()
-    falling, order = p.sort(dim=-1, descending=True, stable=True)
-    first = torch.arange(p.shape[-1], device=p.device) == 0
-    head = first | (falling.cumsum(-1) <= mu)
-    gap = (falling - q.gather(-1, order)).abs()
-    of_head, of_rest = (gap * head).sum(-1), (gap * ~head).sum(-1)
-    total = of_head + of_rest
-    share = torch.where(total == 0, 0.5, of_head / torch.where(total == 0, 1.0, total))
+    adaptive = Divergence(partial(_adaptive, mu), partial(_known_adaptive, mu))
+    student, teacher = logit_pair(name, prediction, target)
+    return softmax_divergence(student, teacher, adaptive)
+
+
+def _adaptive(mu: float, log_p: Tensor, log_q: Tensor) -> Tensor:
+    share = _share_of_head(log_p.exp(), log_q.exp().detach(), mu)
     backward = reverse_divergence(log_q, log_p)
     return share * divergence(log_p, log_q) + torch.where(share == 1, 0.0, (1 - share) * backward)
+
+
+def _known_adaptive(
+    mu: float, log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    share = _share_of_head(p, q, mu)
+    backward, of_backward, total = REVERSE.known(log_p.clone(), log_q.clone(), p, q)
+    forward, of_forward, _ = FORWARD.known(log_p, log_q, p, q)
+    rest, head = (1 - share).unsqueeze(-1), share.unsqueeze(-1)
+    values = share * forward + torch.where(share == 1, 0.0, (1 - share) * backward)
+    return values, of_backward.mul_(rest).addcmul_(of_forward, head), total * rest - head
+
+
+def _share_of_head(p: Tensor, q: Tensor, mu: float) -> Tensor:
+    """g_h / (g_h + g_l), ½ at equality."""
+    falling, order = p.sort(dim=-1, descending=True, stable=True)
+    head = falling.cumsum(-1) <= mu
+    head[..., 0] = True
+    gap = (falling - q.gather(-1, order)).abs()
+    total = gap.sum(-1)
+    return torch.where(total == 0, 0.5, (gap * head).sum(-1) / torch.where(total == 0, 1.0, total))
 
 
 # From between the networks
@@ -349,11 +370,12 @@ def taid(prediction: Tensor, target: Tensor, *, share: float | Tensor = 0.4) -> 
     name = "taid"
     student, teacher = logit_pair(name, prediction, target)
     weight = per_example(name, share, "share", _SHARE, prediction=prediction)
-    log_q = F.log_softmax(student, dim=-1)
+    held = student.detach()
     if isinstance(weight, Tensor) or weight in (0, 1):
-        return crossed(_geometric(F.log_softmax(teacher, dim=-1), log_q.detach(), weight).exp(), log_q)
-    mixed = weight * teacher + (1 - weight) * student.detach()
-    return crossed(F.softmax(mixed, dim=-1), log_q)
+        log_p, log_q = (F.log_softmax(z, dim=-1) for z in (teacher, held))
+        return softmax_errors(student, _geometric(log_p, log_q, weight).exp())
+    mixed = torch.add(teacher * weight, held, alpha=1 - weight)
+    return softmax_errors(student, F.softmax(mixed, dim=-1))
 
 
 # What they share

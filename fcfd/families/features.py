@@ -224,7 +224,7 @@ def vkd(prediction: Tensor, target: Tensor, *, eps: float = 1e-5) -> Tensor:
         normalised = centred * (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
     else:
         normalised = F.layer_norm(teacher, teacher.shape[-1:], eps=eps)
-    return F.smooth_l1_loss(student, normalised, reduction="none").sum(-1) / student.shape[-1]
+    return F.smooth_l1_loss(student, normalised, reduction="none").mean(-1)
 
 
 def factor_transfer(prediction: Tensor, target: Tensor) -> Tensor:

@@ -41,7 +41,6 @@ from ._numerics import (
     distributions,
     divergence,
     exact,
-    jensen_shannon,
     label_errors,
     lifted,
     log_mixture,
@@ -50,6 +49,8 @@ from ._numerics import (
     scaled,
     times,
 )
+from ._parts import all_but, decoupled_divergence
+from ._softmaxes import FORWARD, REVERSE, jensen, softmax_divergence, softmax_errors
 
 # From the labels
 
@@ -206,8 +207,8 @@ def kl(prediction: Tensor, target: Tensor, *, temperature: float | Tensor = 4.0)
         Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv 1503.02531. Checked
         against megvii-research/mdistiller `kd_loss` and the FCFD authors' `_loss_kl`. No deviation.
     """
-    log_student, log_teacher = _log_softmaxes(*_softened("kl", prediction, target, temperature))
-    return divergence(log_teacher, log_student, temperature**2)
+    student, teacher, scale = _tempered("kl", prediction, target, temperature)
+    return softmax_divergence(student, teacher, FORWARD, scale, temperature**2)
 
 
 def kd_ce(prediction: Tensor, target: Tensor, *, temperature: float | Tensor = 4.0) -> Tensor:
@@ -238,8 +239,9 @@ def kd_ce(prediction: Tensor, target: Tensor, *, temperature: float | Tensor = 4
         forward KL of Ko et al.: DistiLLM, ICML 2024, arXiv 2402.03898 (mode-covering, token by token),
         checked against jongwooko/distillm `forward_kl`, which does not subtract the entropy either.
     """
-    student, teacher = _softened("kd_ce", prediction, target, temperature)
-    return crossed(F.softmax(teacher, dim=-1), F.log_softmax(student, dim=-1), temperature**2)
+    student, teacher, scale = _tempered("kd_ce", prediction, target, temperature)
+    soft = F.softmax(scaled(teacher, scale), dim=-1)
+    return softmax_errors(student, soft, scale, temperature**2)
 
 
 def kd_bce(prediction: Tensor, target: Tensor) -> Tensor:
@@ -331,8 +333,8 @@ def reverse_kl(prediction: Tensor, target: Tensor) -> Tensor:
         Gu et al.: MiniLLM, ICLR 2024, arXiv 2306.08543. Checked against jongwooko/distillm `reverse_kl`.
         No deviation.
     """
-    log_student, log_teacher = _log_softmaxes(*logit_pair("reverse_kl", prediction, target))
-    return reverse_divergence(log_student, log_teacher)
+    student, teacher = logit_pair("reverse_kl", prediction, target)
+    return softmax_divergence(student, teacher, REVERSE)
 
 
 def jsd(
@@ -367,8 +369,8 @@ def jsd(
     """
     name = "jsd"
     check_plain(name, "beta", beta, least=0, most=1)
-    log_student, log_teacher = _log_softmaxes(*_softened(name, prediction, target, temperature))
-    return jensen_shannon(log_teacher, log_student, beta)
+    student, teacher, scale = _tempered(name, prediction, target, temperature)
+    return softmax_divergence(student, teacher, jensen(beta), scale)
 
 
 def skew_forward_kl_ce(prediction: Tensor, target: Tensor, *, skew: float = 0.1) -> Tensor:
@@ -490,7 +492,7 @@ def dkd(
 
     Args:
         prediction: Student logits `[..., classes]`. Where no class remains beside the label, because all
-            others are excluded, the value is NaN.
+            others are excluded, their part is 0.
         target: Teacher logits of the same shape.
         labels: Integer classes y `[...]`.
         temperature: T, a number or one for each example `[...]`; published 4 on CIFAR-100, 1 on ImageNet.
@@ -513,11 +515,12 @@ def dkd(
         megvii-research/mdistiller `dkd_loss`, which masks the label by −1000 (exactly here) and takes logs
         of probabilities (log-odds here): equal wherever it is finite. Its warm-up is a schedule outside.
     """
-    student, teacher, y = _labelled("dkd", prediction, target, labels, temperature, alpha=alpha, beta=beta)
-    label_s, others_s = _decoupled(student, y)
-    label_t, others_t = _decoupled(teacher, y)
-    parts = alpha * divergence(label_t, label_s) + beta * divergence(others_t, others_s)
-    return times(parts, temperature**2)
+    name = "dkd"
+    check_finite(name, alpha=alpha, beta=beta)
+    student, teacher, scale = _tempered(name, prediction, target, temperature)
+    y = class_column(name, labels, prediction=prediction)
+    label, among = ((scale, weight * temperature**2) for weight in (alpha, beta))
+    return decoupled_divergence(student, teacher, y, y, all_but(y, teacher), label=label, among=among)
 
 
 def nkd(
@@ -845,13 +848,12 @@ def mlkd_batch_corr(prediction: Tensor, target: Tensor, *, temperature: float = 
 # What the losses share
 
 
-def _softened(
+def _tempered(
     function: str, prediction: Tensor, target: Tensor, temperature: float | Tensor
-) -> tuple[Tensor, Tensor]:
-    """The logits of both networks, checked and divided by a temperature."""
+) -> tuple[Tensor, Tensor, float | Tensor]:
+    """The logits of both networks, and the temperature in a shape to divide them by, checked."""
     student, teacher = logit_pair(function, prediction, target)
-    scale = per_example(function, temperature, prediction=prediction)
-    return scaled(student, scale), scaled(teacher, scale)
+    return student, teacher, per_example(function, temperature, prediction=prediction)
 
 
 def _labelled(
@@ -864,8 +866,9 @@ def _labelled(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The softened logits of both networks, and the labels as a column. Weights are checked too."""
     check_finite(function, **weights)
-    student, teacher = _softened(function, prediction, target, temperature)
-    return student, teacher, class_column(function, labels, prediction=prediction)
+    student, teacher, scale = _tempered(function, prediction, target, temperature)
+    y = class_column(function, labels, prediction=prediction)
+    return scaled(student, scale), scaled(teacher, scale), y
 
 
 def _log_softmaxes(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -887,13 +890,6 @@ def _excluded(prediction: Tensor, target: Tensor) -> Tensor:
 def _without(logits: Tensor, y: Tensor) -> Tensor:
     """Logits in which each example's label is excluded."""
     return logits.scatter(-1, y, -inf)
-
-
-def _decoupled(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities `[..., 2]` of the label and of the rest, and `[..., classes]` among the rest."""
-    others = _without(logits, y)
-    log_odds = logits.gather(-1, y).squeeze(-1) - others.logsumexp(-1)
-    return binary_log_probabilities(log_odds), F.log_softmax(others, dim=-1)
 
 
 def _batch_probabilities(

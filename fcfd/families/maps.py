@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from .._text import check_integer, check_number, check_plain
 from .._tree import shape
 from ._checks import agreeing, alike, floats
-from ._numerics import divergence, exact, mean_by_example, safe_normalize, safe_sqrt, scaled
+from ._numerics import exact, mean_by_example, safe_normalize, safe_sqrt
+from ._softmaxes import FORWARD, softmax_divergence
 
 _MAP = "batch, channels, places, ..."
 _ANY = "batch, channels, ..."
@@ -145,10 +146,8 @@ def channel_wise_divergence(prediction: Tensor, target: Tensor, *, temperature: 
         raise ValueError(
             f"{name}: prediction {shape(prediction)} has one position, whose softmax is always 1."
         )
-    log_student, log_teacher = (
-        F.log_softmax(scaled(feature.flatten(2), temperature), dim=-1) for feature in pair
-    )
-    return divergence(log_teacher, log_student).mean(1) * temperature**2
+    student, teacher = (feature.flatten(2) / temperature for feature in pair)
+    return softmax_divergence(student, teacher, FORWARD, factor=temperature**2).mean(1)
 
 
 def pkd(prediction: Tensor, target: Tensor) -> Tensor:

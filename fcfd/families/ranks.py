@@ -9,19 +9,10 @@ from math import inf
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .._text import check_choice, check_integer, check_plain
 from ._checks import check_finite, class_column, logit_pair, per_example
-from ._numerics import (
-    binary_log_probabilities,
-    divergence,
-    filled,
-    log_sum,
-    reverse_divergence,
-    scaled,
-    times,
-)
+from ._parts import all_but, decoupled_divergence, split_divergence
 
 STRATEGIES = ("best", "worst")
 
@@ -75,17 +66,15 @@ def rld(
     y = class_column(name, labels, prediction=prediction)
     scale = per_example(name, temperature, prediction=prediction)
     sharpness = per_example(name, label_temperature, "label_temperature", prediction=prediction)
-    first = teacher.argmax(-1, keepdim=True)
-    label_t = _odds(scaled(teacher, sharpness), first)
-    label_s = _odds(scaled(student, sharpness), y)
-    below = teacher < teacher.gather(-1, y)
-    of_label = divergence(label_t, label_s, alpha * label_temperature**2)
-    among = divergence(
-        _among(scaled(teacher, scale), below),
-        _among(scaled(student, scale), below),
-        beta * temperature**2,
+    return decoupled_divergence(
+        student,
+        teacher,
+        y,
+        teacher.max(-1, keepdim=True).indices,
+        teacher < teacher.gather(-1, y),
+        label=(sharpness, alpha * label_temperature**2),
+        among=(scale, beta * temperature**2),
     )
-    return of_label + among
 
 
 def gdkd(
@@ -142,9 +131,8 @@ def gdkd(
     check_finite(name, w0=w0, w1=w1, w2=w2)
     student, teacher = _pair(name, prediction, target, k)
     first = _first(teacher, k, strategy == "best")
-    student, teacher = _softened(name, student, teacher, temperature)
-    masses, shapes = _parts(student, teacher, (first, ~first), reverse)
-    return times(w0 * masses + w1 * shapes[0] + w2 * shapes[1], temperature**2)
+    scale = per_example(name, temperature, prediction=student)
+    return split_divergence(student, teacher, (first, ~first), (w0, w1, w2), scale, temperature**2, reverse)
 
 
 def gdkd3(
@@ -191,10 +179,10 @@ def gdkd3(
     name = "gdkd3"
     check_finite(name, w0=w0, w1=w1, w2=w2)
     student, teacher = _pair(name, prediction, target, k)
-    very_first, first = _first(teacher, 1, True), _first(teacher, k, True)
-    student, teacher = _softened(name, student, teacher, temperature)
-    masses, shapes = _parts(student, teacher, (very_first, first & ~very_first, ~first), 0.0)
-    return times(w0 * masses + w1 * shapes[1] + w2 * shapes[2], temperature**2)
+    very_first, first = teacher.max(-1, keepdim=True).indices, _first(teacher, k, True)
+    parts = very_first, first.scatter(-1, very_first, False), ~first
+    scale = per_example(name, temperature, prediction=student)
+    return split_divergence(student, teacher, parts, (w0, 0.0, w1, w2), scale, temperature**2)
 
 
 def topk_nckd(
@@ -248,13 +236,10 @@ def topk_nckd(
     student, teacher = logit_pair(name, prediction, target)
     y = class_column(name, labels, prediction=prediction)
     scale = per_example(name, temperature, prediction=prediction)
-    others = torch.ones_like(teacher, dtype=torch.bool).scatter(-1, y, False)
-    if 0 < k < prediction.shape[-1]:
-        others = others & _first(teacher, k, True)
-    student, teacher = scaled(student, scale), scaled(teacher, scale)
-    of_label = divergence(_odds(teacher, y), _odds(student, y))
-    among = divergence(_among(teacher, others), _among(student, others))
-    return times(alpha * of_label + beta * among, temperature**2)
+    some = 0 < k < prediction.shape[-1]
+    counted = _first(teacher, k, True).scatter(-1, y, False) if some else all_but(y, teacher)
+    label, among = ((scale, weight * temperature**2) for weight in (alpha, beta))
+    return decoupled_divergence(student, teacher, y, y, counted, label=label, among=among)
 
 
 # What they share
@@ -272,13 +257,6 @@ def _pair(function: str, prediction: Tensor, target: Tensor, k: int) -> list[Ten
     return pair
 
 
-def _softened(
-    function: str, student: Tensor, teacher: Tensor, temperature: float | Tensor
-) -> tuple[Tensor, Tensor]:
-    scale = per_example(function, temperature, prediction=student)
-    return scaled(student, scale), scaled(teacher, scale)
-
-
 def _first(teacher: Tensor, k: int, best: bool) -> Tensor:
     """Which are the k highest classes, or the lowest that are not excluded.
 
@@ -288,47 +266,4 @@ def _first(teacher: Tensor, k: int, best: bool) -> Tensor:
     last = values.topk(k).values[..., -1:]
     above, equal = values > last, values == last
     missing = k - above.sum(-1, keepdim=True)
-    return above | (equal & (equal.cumsum(-1) <= missing))
-
-
-def _odds(logits: Tensor, y: Tensor) -> Tensor:
-    """Log-probabilities `[..., 2]` of one class, and of all others."""
-    others = log_sum(logits.scatter(-1, y, -inf))
-    return binary_log_probabilities((logits.gather(-1, y) - others).squeeze(-1))
-
-
-def _among(logits: Tensor, counted: Tensor) -> Tensor:
-    """Log-probabilities among the classes that count; −∞ where none does."""
-    kept = torch.where(counted, logits, -inf)
-    nothing = kept.detach().amax(-1, keepdim=True) == -inf
-    log_p = F.log_softmax(filled(kept, nothing), dim=-1)
-    return log_p + (~nothing).to(log_p.dtype).log()
-
-
-def _log_mass(logits: Tensor, log_p: Tensor) -> Tensor:
-    """log Σ exp of a group's logits `[..., 1]`, from the log-probabilities within it."""
-    highest, at = log_p.detach().max(-1, keepdim=True)
-    mass = logits.gather(-1, at) - log_p.gather(-1, at)
-    return torch.where(highest == -inf, -inf, mass)
-
-
-def _parts(
-    student: Tensor, teacher: Tensor, groups: tuple[Tensor, ...], reverse: float
-) -> tuple[Tensor, list[Tensor]]:
-    """The divergence of what each group has in all, and those within each group."""
-    within_t, within_s = ([_among(z, group) for group in groups] for z in (teacher, student))
-    sums = [
-        torch.cat([_log_mass(z, log_p) for log_p in within], -1)
-        for z, within in ((teacher, within_t), (student, within_s))
-    ]
-    masses = divergence(*(F.log_softmax(x, dim=-1) for x in sums))
-    pairs = zip(within_t, within_s, strict=True)
-    return masses, [_shape(log_p, log_q, reverse) for log_p, log_q in pairs]
-
-
-def _shape(log_p: Tensor, log_q: Tensor, reverse: float) -> Tensor:
-    """The divergence within a group, forward and in reverse."""
-    if reverse == 0:
-        return divergence(log_p, log_q)
-    backward = reverse_divergence(log_q, log_p)
-    return backward if reverse == 1 else (1 - reverse) * divergence(log_p, log_q) + reverse * backward
+    return above | (equal & (equal.cumsum(-1, dtype=torch.int32) <= missing))

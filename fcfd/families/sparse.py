@@ -29,16 +29,11 @@ from torch.nn import functional as F
 
 from .._text import check_choice, check_flag, check_plain
 from .._tree import shape
-from ._bins import listed_and_rest
+from ._bins import bins_divergence
 from ._checks import check_one_device, check_same_shape, class_logits, floats, indices
-from ._numerics import (
-    divergence,
-    jensen_shannon,
-    label_errors,
-    lifted,
-    log_remainder,
-    reverse_divergence,
-)
+from ._closed import Closed
+from ._numerics import label_errors, lifted, log_remainder
+from ._softmaxes import FORWARD, REVERSE, Divergence, jensen, known_highest
 
 _LOWEST = -1e30
 """A finite logit of what is not there: where nothing else is, the gradient of −∞ would be NaN."""
@@ -90,8 +85,7 @@ def topk_kl(
         arcee-ai/DistillKit `sparse_kl_div_inner` ("zero") and verl-project/verl `kl_divergence` ("drop").
         No deviation.
     """
-    log_p, log_q = _bins("topk_kl", prediction, ids, log_probabilities, tail, floor)
-    return divergence(log_p, log_q)
+    return _listed_divergence("topk_kl", prediction, ids, log_probabilities, FORWARD, tail, floor)
 
 
 def topk_reverse_kl(
@@ -131,8 +125,7 @@ def topk_reverse_kl(
         Checked against `_jsd_divergence` at β = 1 of huggingface/trl (server distillation) and its
         `compute_topk_self_distillation_loss`. No deviation.
     """
-    log_p, log_q = _bins("topk_reverse_kl", prediction, ids, log_probabilities, tail, floor)
-    return reverse_divergence(log_q, log_p)
+    return _listed_divergence("topk_reverse_kl", prediction, ids, log_probabilities, REVERSE, tail, floor)
 
 
 def topk_jsd(
@@ -175,8 +168,7 @@ def topk_jsd(
         `compute_topk_self_distillation_loss`, which names the student's classes first and so has 1 − β.
     """
     check_plain("topk_jsd", "beta", beta, least=0, most=1)
-    log_p, log_q = _bins("topk_jsd", prediction, ids, log_probabilities, tail, floor)
-    return jensen_shannon(log_p, log_q, beta)
+    return _listed_divergence("topk_jsd", prediction, ids, log_probabilities, jensen(beta), tail, floor)
 
 
 def sampled_kl(
@@ -222,8 +214,7 @@ def sampled_kl(
     check_flag(name, "self_normalized", self_normalized)
     student, at, log_p = _listed(name, prediction, ids, log_probabilities)
     if log_proposal is None:
-        log_q = F.log_softmax(student, dim=-1).gather(-1, at)
-        return torch.where(log_p == -inf, 0.0, log_p - log_q).sum(-1) / log_p.shape[-1]
+        return _OWN_DRAWS(student, at, log_p)
     (log_pi,) = floats(name, "..., sampled", log_proposal=log_proposal)
     named = {"log_probabilities": log_probabilities, "log_proposal": log_proposal}
     check_same_shape(name, "Give the proposal of every id.", **named)
@@ -234,6 +225,24 @@ def sampled_kl(
         weight = weight / weight.sum(-1, keepdim=True)
     log_q = F.log_softmax(student, dim=-1).gather(-1, at)
     return (weight * torch.where(log_p == -inf, 0.0, log_p - log_q)).sum(-1)
+
+
+def _own_draws(student: Tensor, at: Tensor, log_p: Tensor) -> Tensor:
+    log_q = F.log_softmax(student, dim=-1).gather(-1, at)
+    return torch.where(log_p == -inf, 0.0, log_p - log_q).mean(-1)
+
+
+def _known_own_draws(student: Tensor, at: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    q = F.softmax(student, dim=-1)
+    highest, log_highest = known_highest(student, q)
+    log_q = student.gather(-1, at).sub_(highest).add_(log_highest)
+    none = log_p == -inf
+    share = torch.full_like(log_p, 1 / log_p.shape[-1]).masked_fill_(none, 0.0)
+    gradient = q.mul_(share.sum(-1, keepdim=True)).scatter_add_(-1, at, -share)
+    return log_q.neg_().add_(log_p).masked_fill_(none, 0.0).mean(-1), gradient
+
+
+_OWN_DRAWS = Closed(_own_draws, _known_own_draws, least=2**16)
 
 
 # What they share
@@ -258,10 +267,16 @@ def _listed(
     return student, at, log_p
 
 
-def _bins(
-    function: str, prediction: Tensor, ids: Tensor, log_probabilities: Tensor, tail: str, floor: float
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of both networks, teacher first, over the listed classes and perhaps a bucket."""
+def _listed_divergence(
+    function: str,
+    prediction: Tensor,
+    ids: Tensor,
+    log_probabilities: Tensor,
+    measure: Divergence,
+    tail: str,
+    floor: float,
+) -> Tensor:
+    """The divergence over the listed classes and perhaps a bucket."""
     check_choice(function, "tail", tail, TAILS)
     check_plain(function, "floor", floor, least=0, below=1)
     student, at, log_p = _listed(function, prediction, ids, log_probabilities)
@@ -271,24 +286,19 @@ def _bins(
             f"{function}: ids {shape(ids)} list {listed} classes, and prediction {shape(prediction)} has "
             f"{classes}."
         )
-    total = log_p.exp().sum(-1, keepdim=True)
     tolerance = 1e-3 if log_probabilities.dtype in (torch.float32, torch.float64) else 1e-2
+    total = log_p.exp().sum(-1, keepdim=True)
     log_p = torch.where(total > 1 + tolerance, nan, log_p)
-    no_bin = log_p == -inf
+    if tail == "bucket" and floor >= _FLOOR:
+        rest = torch.zeros_like(total) if listed == classes else 1 - total
+        return bins_divergence(student, at, log_p, rest, measure, floor)
+    if tail == "bucket":
+        return measure.plain(*_exact_bins(student, at, log_p, floor))
     if tail == "renormalize":
-        own = torch.where(no_bin, -inf, student.gather(-1, at))
-        return F.log_softmax(log_p, dim=-1), F.log_softmax(own, dim=-1)
-    if tail == "bucket" and floor < _FLOOR:
-        return _exact_bins(student, at, log_p, floor)
-    if tail != "bucket":
-        log_q = torch.where(no_bin, -inf, F.log_softmax(student, dim=-1).gather(-1, at))
-        return (log_p if tail == "drop" else F.log_softmax(log_p, dim=-1)), log_q
-    log_q, rest_q = listed_and_rest(student, at, no_bin)
-    log_q = torch.where(no_bin, -inf, log_q)
-    rest_p = torch.zeros_like(total) if listed == classes else 1 - total
-    least = -math.expm1(-floor)
-    log_rests = [rest.clamp(min=least).log() for rest in (rest_p, rest_q)]
-    return torch.cat((log_p, log_rests[0]), dim=-1), torch.cat((log_q, log_rests[1]), dim=-1)
+        own = torch.where(log_p == -inf, -inf, student.gather(-1, at))
+        return measure.plain(F.log_softmax(log_p, dim=-1), F.log_softmax(own, dim=-1))
+    log_q = torch.where(log_p == -inf, -inf, F.log_softmax(student, dim=-1).gather(-1, at))
+    return measure.plain(log_p if tail == "drop" else F.log_softmax(log_p, dim=-1), log_q)
 
 
 def _exact_bins(student: Tensor, at: Tensor, log_p: Tensor, floor: float) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from .._text import check_choice, check_flag, check_integer, check_number
 from .._tree import shape
 from ._checks import agreeing, alike, check_one_device, check_tensor, floats
-from ._numerics import divergence, exact, lifted, mean_by_example, safe_normalize
+from ._numerics import exact, lifted, mean_by_example, safe_normalize
+from ._softmaxes import FORWARD, softmax_divergence
 
 NEGATIVES = ("keep", "remove", "remove_teacher")
 
@@ -96,8 +97,8 @@ def patch_similarity_kl(prediction: Tensor, target: Tensor, *, temperature: floa
     check_number(name, "temperature", temperature, above=0)
     student, teacher = map(safe_normalize, _pair(name, prediction, target))
     with exact(prediction):
-        scores = [x @ x.mT / temperature for x in (teacher, student)]
-    return mean_by_example(divergence(*(F.log_softmax(x, dim=-1) for x in scores)))
+        student, teacher = student @ student.mT, teacher @ teacher.mT
+    return mean_by_example(softmax_divergence(student, teacher, FORWARD, temperature))
 
 
 def relation_kl(
@@ -158,9 +159,9 @@ def relation_kl(
         ]
     kept = None if mask is None else _kept(name, prediction, mask)
     student, teacher, *keys = lifted(student, teacher, *keys)
-    log_q = _relations(name, "prediction", student, keys[0], heads, kept)
-    log_p = _relations(name, "target", teacher, keys[1], heads, kept)
-    errors = divergence(log_p, log_q)
+    student = _relations(name, "prediction", student, keys[0], heads, kept)
+    teacher = _relations(name, "target", teacher, keys[1], heads, kept)
+    errors = softmax_divergence(student, teacher, FORWARD)
     if kept is None:
         return mean_by_example(errors)
     errors = torch.where(kept.unsqueeze(1), errors, 0.0)
@@ -233,15 +234,15 @@ def _kept(function: str, prediction: Tensor, mask: Tensor) -> Tensor:
 def _relations(
     function: str, name: str, queries: Tensor, keys: Tensor, heads: int, kept: Tensor | None
 ) -> Tensor:
-    """Log-probabilities `[batch, heads, tokens, tokens]` with which tokens attend to those that are kept."""
+    """Scores `[batch, heads, tokens, tokens]` by which tokens attend to those that are kept."""
     if queries.shape[-1] % heads:
         raise ValueError(f"{function}: heads {heads} must divide the width of {name} {shape(queries)}.")
     if kept is not None:  # what is padding may be NaN, of which a product with 0 is no 0
         queries, keys = (x.masked_fill(~kept.unsqueeze(-1), 0.0) for x in (queries, keys))
     q, k = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (queries, keys))
     with exact(queries):
-        scores = q / q.shape[-1] ** 0.5 @ k.mT
+        scores: Tensor = q / q.shape[-1] ** 0.5 @ k.mT
     if kept is not None:
         counted = kept | ~kept.any(1, keepdim=True)
         scores = torch.where(counted[:, None, None], scores, -inf)
-    return F.log_softmax(scores, dim=-1)
+    return scores

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from .._modes import has_tangents, is_traced
 from .functions import affine, by_shape, convolution, masked, max_pool, pack
 from .recomputing import KNOWN, Recomputing, multi_head_attention
 
@@ -55,13 +55,8 @@ def _wanted(x: Any, *parameters: Any) -> bool:
         and x.layout is torch.strided
         and x.numel() > 0
         and not any(isinstance(each, Tensor) and each.requires_grad for each in parameters)
-        and forward_ad._current_level < 0  # private: torch has no public question for it
+        and not has_tangents()
     )
-
-
-def _is_traced() -> bool:
-    """Whether Dynamo or a transform of `torch.func` runs this. Private: torch has no public question."""
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _each(value: Any, axes: int) -> tuple[int, ...]:
@@ -184,7 +179,7 @@ def _masked(
     if not _wanted(x):
         return run(x)
     bits = pack(where())
-    if in_place and _is_traced():  # there a function may not say that it changes its input
+    if in_place and is_traced():  # there a function may not say that it changes its input
         return x.copy_(masked(x.clone(), *bits, run, inside, outside, False))
     return masked(x, *bits, run, inside, outside, in_place)
 

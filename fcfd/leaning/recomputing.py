@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from .._modes import has_tangents
 from .._tree import map_leaves, tensors
 from .functions import check_frozen
 
@@ -231,7 +232,7 @@ def _is_plain(given: Sequence[Tensor], kwargs: Any) -> bool:
     """Whether a call is one of plain tensors, in reverse mode, that writes into none."""
     return (
         torch.is_grad_enabled()
-        and forward_ad._current_level < 0  # private: torch has no public question for it
+        and not has_tangents()
         and all(type(each) in (Tensor, nn.Parameter) for each in given)
         and not kwargs.get("inplace")
         and kwargs.get("out") is None

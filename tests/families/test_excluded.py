@@ -244,3 +244,13 @@ def test_what_the_teacher_finds_all_but_impossible_is_never_nan() -> None:
     student, teacher = torch.tensor([[0.0, 1.0, -math.inf]]), torch.tensor([[500.0, 0.0, -500.0]])
     for loss in (logits.kl, logits.kd_ce):
         assert loss(student, teacher, temperature=1.0).isfinite().all()
+
+
+@pytest.mark.parametrize("learns", [False, True], ids=["student", "both"])
+def test_a_label_with_no_class_beside_it_has_no_shape(learns: bool) -> None:
+    alone = torch.tensor([[2.0] + [-math.inf] * (ALL - 1)], dtype=torch.float64)
+    value, *gradients = value_and_gradients(
+        lambda s: logits.dkd(s, (3 * alone).requires_grad_(learns), torch.tensor([0])), alone
+    )
+    assert value.tolist() == [0.0]
+    assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients)
