@@ -97,7 +97,7 @@ def _between(
 def _known_between(
     student: Tensor, teacher: Tensor, measure: Divergence, scale: float, factor: float
 ) -> tuple[Tensor, Tensor]:
-    (log_p, p), (log_q, q) = (_known_softmax(scaled(z, scale)) for z in (teacher, student))
+    (log_p, p), (log_q, q) = (_known_softmax(z, scale) for z in (teacher, student))
     values, slopes, total = measure.known(log_p, log_q, p, q)
     if isinstance(total, Tensor):
         gradient = slopes.addcmul_(q, total, value=-1)
@@ -106,14 +106,14 @@ def _known_between(
     return times_(values, factor), times_(gradient, factor / scale)
 
 
-def _known_softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The softmax's logarithm and itself, without a tape.
+def _known_softmax(logits: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The logarithm of softmax(logits / scale), and itself, in two new tensors.
 
     One from the other would take an exponential of every number, which is slow where it underflows.
     """
-    shares = F.softmax(logits, dim=-1)
-    highest, log_highest = known_highest(logits, shares)
-    return (logits - highest).add_(log_highest), shares
+    below = times_(logits - logits.amax(-1, keepdim=True), 1 / scale)
+    shares = F.softmax(below, dim=-1)
+    return below.add_(shares.amax(-1, keepdim=True).log_()), shares
 
 
 def known_highest(logits: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,7 +139,7 @@ def _errors(student: Tensor, p: Tensor, scale: float | Tensor, factor: float | T
 
 
 def _known_errors(student: Tensor, p: Tensor, scale: float, factor: float) -> tuple[Tensor, Tensor]:
-    log_q, q = _known_softmax(scaled(student, scale))
+    log_q, q = _known_softmax(student, scale)
     values = where_above_(p, log_q).mul_(p).sum(-1)
     return times_(values, -factor), times_(q.sub_(p), factor / scale)
 
