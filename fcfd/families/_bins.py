@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ._closed import Closed
 from ._numerics import where_above_
-from ._softmaxes import Divergence, known_highest
+from ._softmaxes import Divergence, known_log_softmax_at
 
 
 def bins_divergence(
@@ -39,8 +39,7 @@ def _known_bins(
 ) -> tuple[Tensor, Tensor]:
     no_bin = log_p[..., :-1] == -inf
     others = F.softmax(student, dim=-1)
-    highest, log_highest = known_highest(student, others)
-    log_q = student.gather(-1, at).sub_(highest).add_(log_highest).masked_fill_(no_bin, -inf)
+    log_q = known_log_softmax_at(student, others, at).masked_fill_(no_bin, -inf)
     others.scatter_(-1, at, others.gather(-1, at).mul_(no_bin))
     rest = others.sum(-1, keepdim=True)
     log_q = torch.cat((log_q, rest.clamp(min=least).log_()), dim=-1)

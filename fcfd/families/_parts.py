@@ -21,7 +21,7 @@ from ._numerics import (
     times_,
     where_above_,
 )
-from ._softmaxes import FORWARD, known_highest
+from ._softmaxes import FORWARD
 
 _OUTSIDE = -1e30
 """The logit of a class that is not in a part: finite, so that a softmax over no class is a number."""
@@ -52,8 +52,18 @@ def decoupled_divergence(
 
     `label` and `among` are what the logits are divided by, and a factor, of either divergence.
     """
-    settings = dict(zip(("label_scale", "label_factor", "scale", "factor"), (*label, *among), strict=True))
-    return _DECOUPLED(student, teacher, y, first, part, **settings)
+    (label_scale, label_factor), (scale, factor) = label, among
+    return _DECOUPLED(
+        student,
+        teacher,
+        y,
+        first,
+        part,
+        label_scale=label_scale,
+        label_factor=label_factor,
+        scale=scale,
+        factor=factor,
+    )
 
 
 def _decoupled(
@@ -138,9 +148,9 @@ def _within(both: Tensor, part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _log_sums(logits: Tensor, shares: Tensor) -> Tensor:
-    """log Σ exp `[..., 1]`, from the softmax."""
-    highest, log_highest = known_highest(logits, shares)
-    return highest.sub_(log_highest)
+    """log Σ exp `[..., 1]`, from logits and softmax, which are highest at one class."""
+    highest: Tensor = logits.amax(-1, keepdim=True)
+    return highest.sub_(shares.amax(-1, keepdim=True).log_())
 
 
 def _known_shape(kept: Tensor, shares: Tensor, log_sums: Tensor) -> tuple[Tensor, Tensor]:

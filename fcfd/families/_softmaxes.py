@@ -116,9 +116,10 @@ def _known_softmax(logits: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     return below.add_(shares.amax(-1, keepdim=True).log_()), shares
 
 
-def known_highest(logits: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """The highest logit and the logarithm of its softmax, which is highest at the same class, `[..., 1]`."""
-    return logits.amax(-1, keepdim=True), shares.amax(-1, keepdim=True).log_()
+def known_log_softmax_at(logits: Tensor, shares: Tensor, at: Tensor) -> Tensor:
+    """log softmax at some classes, from logits and softmax, which are highest at one class."""
+    below = logits.gather(-1, at).sub_(logits.amax(-1, keepdim=True))
+    return below.add_(shares.amax(-1, keepdim=True).log_())
 
 
 _BETWEEN = Closed(_between, _known_between, least=2**16)

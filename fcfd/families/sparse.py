@@ -33,7 +33,7 @@ from ._bins import bins_divergence
 from ._checks import check_one_device, check_same_shape, class_logits, floats, indices
 from ._closed import Closed
 from ._numerics import label_errors, lifted, log_remainder
-from ._softmaxes import FORWARD, REVERSE, Divergence, jensen, known_highest
+from ._softmaxes import FORWARD, REVERSE, Divergence, jensen, known_log_softmax_at
 
 _LOWEST = -1e30
 """A finite logit of what is not there: where nothing else is, the gradient of −∞ would be NaN."""
@@ -234,8 +234,7 @@ def _own_draws(student: Tensor, at: Tensor, log_p: Tensor) -> Tensor:
 
 def _known_own_draws(student: Tensor, at: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
     q = F.softmax(student, dim=-1)
-    highest, log_highest = known_highest(student, q)
-    log_q = student.gather(-1, at).sub_(highest).add_(log_highest)
+    log_q = known_log_softmax_at(student, q, at)
     none = log_p == -inf
     share = torch.full_like(log_p, 1 / log_p.shape[-1]).masked_fill_(none, 0.0)
     gradient = q.mul_(share.sum(-1, keepdim=True)).scatter_add_(-1, at, -share)
